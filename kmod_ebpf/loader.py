@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Compiles the datapath (once for each source text, then from a cache) and loads it."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import json
+import os
+import struct
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from . import bpf, btf
+
+SOURCE = Path(__file__).parent / "src"
+#: The programs that are attached, in the order of a packet's way.
+PROGRAMS = ("xmasq_encode", "xmasq_egress", "xmasq_ingress", "xmasq_arrive")
+#: Run by user space, loaded when it is needed.
+FLUSH = "xmasq_flush"
+CACHE = Path("/var/cache/xmasq")
+_COMPILE_SECONDS = 120
+
+
+class CompileError(Exception):
+    """The datapath could not be compiled; the text is one line, .log what the compiler said."""
+
+    def __init__(self, text: str, log: str = "") -> None:
+        super().__init__(text)
+        self.log = log
+
+
+class LoadError(Exception):
+    """The kernel refused a map or a program; the text is one line, .log the verifier's."""
+
+    def __init__(self, text: str, log: str = "") -> None:
+        super().__init__(text)
+        self.log = log
+
+
+@dataclass(frozen=True)
+class Object:
+    """A compiled datapath, not yet in the kernel: as _compile.py prints it."""
+
+    maps: list[dict[str, int | str]]
+    programs: list[dict[str, object]]
+
+
+@dataclass
+class Loaded:
+    """A datapath in the kernel. It lives while a filter or one of these descriptors refers to it."""
+
+    maps: dict[str, bpf.Map] = field(default_factory=dict)
+    programs: dict[str, int] = field(default_factory=dict)
+
+    def close(self) -> None:
+        """Closes all descriptors."""
+        for m in self.maps.values():
+            m.close()
+        for fd in self.programs.values():
+            os.close(fd)
+        self.maps, self.programs = {}, {}
+
+
+def _digest() -> str:
+    h = hashlib.sha256()
+    for path in sorted([*SOURCE.rglob("*.[ch]"), Path(__file__).parent / "_compile.py"]):
+        h.update(path.name.encode() + b"\0" + path.read_bytes())
+    return h.hexdigest()
+
+
+def _run_compiler() -> str:
+    env = dict(os.environ)
+    package = str(Path(__file__).parent.parent)
+    env["PYTHONPATH"] = os.pathsep.join(filter(None, [package, env.get("PYTHONPATH")]))
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "kmod_ebpf._compile", str(SOURCE), *PROGRAMS, FLUSH],
+            capture_output=True,
+            text=True,
+            timeout=_COMPILE_SECONDS,
+            env=env,
+        )
+    except subprocess.TimeoutExpired:
+        raise CompileError(f"compiling the datapath took over {_COMPILE_SECONDS} seconds") from None
+    if done.returncode == 3:
+        raise CompileError(done.stderr.strip().splitlines()[-1])
+    if done.returncode != 0:
+        errors = [line for line in done.stderr.splitlines() if "error" in line]
+        hint = errors[0] if errors else f"the compiler ended with status {done.returncode}"
+        raise CompileError(f"the datapath does not compile: {hint}", done.stderr)
+    return done.stdout
+
+
+def compile_object(cache: Path | None = CACHE) -> Object:
+    """The compiled datapath, from the cache if the source has not changed.
+
+    cache: a directory that only root can write, or None. Raises CompileError.
+    """
+    file = cache / f"{_digest()}.json" if cache else None
+    text = None
+    if file:
+        with contextlib.suppress(OSError):
+            stat = file.stat()
+            if stat.st_uid == 0 and not stat.st_mode & 0o022:
+                text = file.read_text()
+    if text is None:
+        text = _run_compiler()
+        if file and cache:
+            with contextlib.suppress(OSError):  # a read-only system only compiles more often
+                cache.mkdir(mode=0o755, parents=True, exist_ok=True)
+                part = cache / f".{os.getpid()}.part"
+                part.write_text(text)
+                part.rename(file)
+    try:
+        data = json.loads(text)
+        return Object(data["maps"], data["programs"])
+    except (ValueError, KeyError):
+        if file:
+            file.unlink(missing_ok=True)
+        raise CompileError("the compiled datapath is damaged; try again") from None
+
+
+def _create_map(spec: Mapping[str, int | str], sizes: Mapping[str, int]) -> bpf.Map:
+    name = str(spec["name"])
+    value_size = int(spec["value_size"])
+    types = None
+    if name == "pool":
+        blob, key, value = btf.spin_lock_value(value_size)
+        types = (bpf.btf_load(blob), key, value)
+    try:
+        return bpf.Map.create(
+            name,
+            int(spec["type"]),
+            int(spec["key_size"]),
+            value_size,
+            sizes.get(name, int(spec["max_entries"])),
+            int(spec["flags"]),
+            types,
+        )
+    finally:
+        if types:
+            os.close(types[0])
+
+
+def load(obj: Object, sizes: Mapping[str, int] | None = None) -> Loaded:
+    """Creates the maps and loads the programs. sizes: max_entries of maps other than the default.
+
+    Raises LoadError, and then has left nothing behind.
+    """
+    loaded = Loaded()
+    try:
+        for spec in obj.maps:
+            try:
+                loaded.maps[str(spec["name"])] = _create_map(spec, sizes or {})
+            except OSError as e:
+                raise LoadError(f"the kernel refuses the map {spec['name']}: {e.strerror}") from e
+        for name in PROGRAMS:
+            loaded.programs[name] = load_program(obj, name, loaded.maps)
+    except BaseException:
+        loaded.close()
+        raise
+    return loaded
+
+
+def load_program(obj: Object, name: str, maps: Mapping[str, bpf.Map]) -> int:
+    """Loads one program onto existing maps; returns its fd. Raises LoadError."""
+    prog = next(p for p in obj.programs if p["name"] == name)
+    insns = bytearray(base64.b64decode(str(prog["insns"])))
+    for at, map_name in prog["relocations"]:  # type: ignore[attr-defined]
+        struct.pack_into("<i", insns, at + 4, maps[map_name].fd)
+    try:
+        return bpf.prog_load(name, bytes(insns))
+    except OSError as e:
+        log = str(e.strerror)
+        last = [x for x in log.strip().splitlines() if x and not x.startswith("processed")]
+        line = last[-1] if last else os.strerror(e.errno or 0)
+        raise LoadError(f"the kernel refuses the program {name}: {line}", log) from e

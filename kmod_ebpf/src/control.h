@@ -1,0 +1,361 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * The key negotiation: OFFER (receiver of the flow), ACCEPT (sender), CONFIRM (receiver).
+ * Each answer is the packet that asked for it, turned round in place.
+ */
+#ifndef XMASQ_CONTROL_H
+#define XMASQ_CONTROL_H
+
+#include "csum.h"
+#include "pair.h"
+#include "parse.h"
+#include "seal.h"
+#include "siphash.h"
+
+#define SOLICIT_AGE (2 * NSEC_PER_SEC) /* an OFFER must follow the fallback packet so soon */
+#define BACKOFF_MAX_MS 60000
+#define LEASE_MIN_MS 1000
+#define RENEW_FIRST NSEC_PER_SEC
+
+/* Over all of the control payload but the authenticator, and the VTEP addresses. */
+static __always_inline __u64 ctl_auth(const struct link *link, const struct ctl_frame *fr)
+{
+	__u64 w[8];
+
+	__builtin_memcpy(w, &fr->ctl, 56);
+	w[7] = ((__u64)fr->ip.src << 32) | fr->ip.dst;
+	return siphash_words(w, 8, link->secret[0], link->secret[1]);
+}
+
+/* Fills in the headers of a control packet of len bytes, IP header included. */
+static __always_inline void ctl_seal(const struct conf *conf, const struct link *link,
+				     struct ctl_frame *fr, __u32 key, __u32 len)
+{
+	fr->ip.ver_ihl = 0x45;
+	fr->ip.tos = key_wire_dscp(conf, conf->mark, key) << 2;
+	fr->ip.len = be16(len);
+	fr->ip.id = key_wire_id(conf, key);
+	fr->ip.frag = be16(IP_DF);
+	fr->ip.ttl = 64;
+	fr->ip.proto = IPPROTO_UDP;
+	fr->ip.check = 0;
+	fr->ip.check = ip_csum(&fr->ip);
+	fr->udp.src = link->port;
+	fr->udp.dst = link->port;
+	fr->udp.len = be16(len - IP_HDR_LEN);
+	fr->udp.check = 0;
+	fr->ctl.auth = link->flags & LINK_SECRET ? ctl_auth(link, fr) : 0;
+}
+
+static __always_inline void ctl_flow(const struct ctl_frame *fr, __u32 ifindex, struct flow *f)
+{
+	__builtin_memset(f, 0, sizeof(*f));
+	f->ifindex = ifindex;
+	f->sip = fr->ctl.sip;
+	f->dip = fr->ctl.dip;
+	__builtin_memcpy(f->smac, fr->ctl.smac, ETH_ALEN);
+	__builtin_memcpy(f->dmac, fr->ctl.dmac, ETH_ALEN);
+	f->dscp = fr->ctl.dscp & 0x3f;
+	f->variant = fr->ctl.variant;
+}
+
+/* The packets that we encoded with this key were not decoded: the path eats them. */
+static __always_inline void unused_key(struct pair *pair, __u64 now)
+{
+	struct pool *pool = pool_get();
+
+	if (!pool)
+		return;
+	xm_spin_lock(&pool->lock);
+	if (now >= pair->off_until)
+		pair_off(pair, now);
+	xm_spin_unlock(&pool->lock);
+}
+
+/*
+ * The handlers return the device to send the answer from, which is the same packet with the
+ * fields that they have changed; or 0.
+ */
+
+/* Sender of the flow. */
+static __always_inline __u32 on_offer(struct conf *conf, __u32 idx, struct link *link,
+				      struct ctl_frame *fr, __u64 now)
+{
+	__u32 key = be32(fr->ctl.key), lease = be32(fr->ctl.lease_ms), nonce_b, pair_idx;
+	struct txkey_key k = { .local = fr->ip.dst, .peer = fr->ip.src, .key = key };
+	struct solicit *live_s, s;
+	struct txkey *live_t, t;
+	struct pending *live_p, p;
+	struct pair *pair;
+	struct entry *e;
+	struct flow f;
+	__u32 oif;
+
+	ctl_flow(fr, link->ifindex, &f);
+	f.peer = fr->ip.src;
+	live_s = solicit_get(&f);
+	if (!live_s) {
+		count(idx, C_CTL_UNSOLICITED);
+		return 0;
+	}
+	copy_words(&s, live_s, sizeof(s) / 8);
+	if (s.seal != seal_solicit(&f, &s) || s.local != fr->ip.dst || now - s.at > SOLICIT_AGE) {
+		count(idx, C_CTL_UNSOLICITED);
+		return 0;
+	}
+	oif = s.oif;
+	if (now < conf->tx_hold) {
+		count(idx, C_HELD);
+		return 0;
+	}
+	if (lease > link->lease_ms)
+		lease = link->lease_ms;
+	pair_idx = pair_make(fr->ip.dst, fr->ip.src, now);
+	pair = pair_at(pair_idx);
+	if (!pair_idx || !pair) {
+		count(idx, C_EXHAUSTED);
+		return 0;
+	}
+	pair->heard = now;
+	if (now < pair->off_until)
+		return 0;
+	f.peer = 0;
+
+	/* One key, one flow: whatever a receiver may have forgotten, its sender has not. */
+	live_t = txkey_get(&k);
+	if (live_t) {
+		copy_words(&t, live_t, sizeof(t) / 8);
+		if (t.seal != seal_txkey(&k, &t) || (now < t.until && !flow_equal(&t.flow, &f))) {
+			count(idx, C_CTL_CONFLICT);
+			return 0;
+		}
+	}
+	t.flow = f;
+	t.until = now + (__u64)(lease + link->guard_ms) * NSEC_PER_MSEC;
+	t.seal = seal_txkey(&k, &t);
+	if (txkey_set(&k, &t))
+		return 0;
+
+	nonce_b = fr->ctl.nonce_b;
+	live_p = pending_get(&f);
+	if (live_p) {
+		copy_words(&p, live_p, sizeof(p) / 8);
+		if (p.seal != seal_pending(&f, &p) || p.peer != fr->ip.src || p.key != key ||
+		    p.nonce_b != nonce_b || now - p.at > SOLICIT_AGE)
+			live_p = 0;
+	}
+	if (!live_p) {
+		p.peer = fr->ip.src;
+		p.key = key;
+		p.nonce_a = nonce(conf, now);
+		p.nonce_b = nonce_b;
+		p.oif = oif;
+		p.lease_ms = lease;
+		p.tx_gen = s.tx_gen;
+		p.sent = 0;
+		e = flow_get(&f);
+		if (e && e->key == key && e->peer == fr->ip.src)
+			p.sent = e->sent;
+		p.at = now;
+		p.seal = seal_pending(&f, &p);
+		if (pending_set(&f, &p))
+			return 0;
+	}
+	pair_busy(pair, t.until);
+	fr->ctl.nonce_a = p.nonce_a;
+	fr->ctl.flags = conf->xbits & XM_CTL_XBITS;
+	fr->ctl.type = XM_ACCEPT;
+	count(idx, C_ACCEPT_TX);
+	return oif;
+}
+
+/* Receiver of the flow. */
+static __always_inline __u32 on_accept(struct __sk_buff *skb, struct conf *conf, __u32 idx,
+				       struct link *link, struct ctl_frame *fr, __u64 now)
+{
+	struct grant g = { .key = be32(fr->ctl.key), .backoff_ms = 1 };
+	__u32 pair_idx, used = 0;
+	struct pair *pair;
+	struct flow f;
+
+	ctl_flow(fr, link->ifindex, &f);
+	f.peer = fr->ip.src;
+	pair_idx = pair_find(fr->ip.dst, fr->ip.src);
+	pair = pair_at(pair_idx);
+	if (!pair_idx || !pair ||
+	    !key_confirm(pair_idx, pair, &f, link, g.key, fr->ctl.nonce_b, now, &used)) {
+		count(idx, C_CTL_NONCE);
+		return 0;
+	}
+	pair->heard = now;
+	g.next_offer = now + NSEC_PER_MSEC;
+	grant_set(&f, &g);
+	fr->ctl.lease_ms = be32(link->lease_ms);
+	fr->ctl.flags = (conf->xbits & XM_CTL_XBITS) | (used ? XM_CTL_USED : 0);
+	fr->ctl.type = XM_CONFIRM;
+	count(idx, C_CONFIRM_TX);
+	return skb->ifindex;
+}
+
+/*
+ * How encoded packets of this flow get to the peer. Where the kernel does not tell (a host that
+ * does not forward: BPF_FIB_LKUP_RET_FWD_DISABLED), each packet's route is looked up.
+ */
+static __always_inline void entry_route(struct __sk_buff *skb, struct entry *e)
+{
+	struct underlay *u = underlay_get(e->oif);
+	struct bpf_fib_lookup fib = {};
+	int ret;
+
+	e->mtu = u && u->mtu < 65535 ? u->mtu : 65535;
+	if (!u)
+		e->mtu = 0; /* no hook there, nobody to clear our mark: never encode */
+	fib.family = XM_AF_INET;
+	fib.ifindex = e->oif;
+	fib.ipv4_src = e->local;
+	fib.ipv4_dst = e->peer;
+	fib.tot_len = 1;
+	ret = xm_fib_lookup(skb, &fib, sizeof(fib), FIB_LOOKUP_OUTPUT);
+	if ((ret == BPF_FIB_LKUP_RET_SUCCESS || ret == BPF_FIB_LKUP_RET_NO_NEIGH) &&
+	    fib.family == XM_AF_INET && fib.ifindex == e->oif) {
+		e->route = 1;
+		e->nexthop = fib.ipv4_dst;
+		/* Since 5.12 the same field returns the route's MTU. */
+		if (fib.tot_len >= 576 && fib.tot_len < e->mtu)
+			e->mtu = fib.tot_len;
+	}
+}
+
+/* Sender of the flow: from now on it is encoded. */
+static __always_inline __u32 on_confirm(struct __sk_buff *skb, struct conf *conf, __u32 idx,
+					struct link *link, struct ctl_frame *fr, __u64 now)
+{
+	__u32 lease = be32(fr->ctl.lease_ms), key = be32(fr->ctl.key), pair_idx;
+	struct pending *live, p;
+	struct entry e = {}, *old;
+	struct pair *pair;
+	struct flow f;
+	__u64 renew;
+	int first;
+
+	ctl_flow(fr, link->ifindex, &f);
+	live = pending_get(&f);
+	if (!live) {
+		count(idx, C_CTL_NONCE);
+		return 0;
+	}
+	copy_words(&p, live, sizeof(p) / 8);
+	if (lease > p.lease_ms)
+		lease = p.lease_ms;
+	if (p.seal != seal_pending(&f, &p) || p.peer != fr->ip.src || p.key != key ||
+	    p.nonce_a != fr->ctl.nonce_a || p.nonce_b != fr->ctl.nonce_b ||
+	    now - p.at >= (__u64)lease * NSEC_PER_MSEC || pending_del(&f)) {
+		count(idx, C_CTL_NONCE);
+		return 0;
+	}
+	pair_idx = pair_find(fr->ip.dst, fr->ip.src);
+	pair = pair_at(pair_idx);
+	if (!pair_idx || !pair || now < pair->off_until)
+		return 0;
+	pair->heard = now;
+	if (p.sent >= USED_ENOUGH && !(fr->ctl.flags & XM_CTL_USED)) {
+		unused_key(pair, now);
+		count(idx, C_PATH_OFF);
+		return 0;
+	}
+	old = flow_get(&f);
+	first = !old || old->key != key || old->peer != fr->ip.src || now >= old->lease_end;
+	renew = (__u64)lease * NSEC_PER_MSEC / 2;
+	/* The first renewal comes early: it tells whether encoded packets get through. */
+	if (first && renew > RENEW_FIRST)
+		renew = RENEW_FIRST;
+
+	e.lease_end = p.at + (__u64)lease * NSEC_PER_MSEC;
+	e.renew_at = p.at + renew;
+	e.local = fr->ip.dst;
+	e.peer = fr->ip.src;
+	e.oif = p.oif;
+	e.pair_gen = pair->gen;
+	e.pair = pair_idx;
+	e.link = idx;
+	e.wire_id = key_wire_id(conf, key);
+	e.wire_tos = key_wire_dscp(conf, conf->mark, key) << 2;
+	e.l4_diff = csum_diff4(f.sip, f.dip, e.local, e.peer);
+	e.port = link->port;
+	e.key = key;
+	entry_route(skb, &e);
+	e.seal = seal_entry(&f, &e);
+	e.vouched = now;
+	e.gen = p.tx_gen;
+	flow_set(&f, &e);
+	return 0;
+}
+
+/* A control packet to one of our VTEP addresses and its port. */
+static __always_inline int control(struct __sk_buff *skb, struct conf *conf, struct ctl_frame *fr)
+{
+	__u64 now = xm_boot_ns();
+	__u32 idx, key, oif;
+	struct link *link;
+	__be32 src;
+
+	if (fr->ctl.version != XM_VERSION) {
+		count(0, C_CTL_VERSION);
+		return ACT_SHOT;
+	}
+	idx = link_by_vni(fr->ip.dst, be32(fr->ctl.vni));
+	link = link_at(idx);
+	if (!idx || !link || fr->udp.dst != link->port) {
+		count(0, C_CTL_BAD);
+		return ACT_SHOT;
+	}
+	if (!(link->flags & LINK_UP))
+		return ACT_SHOT;
+	key = be32(fr->ctl.key);
+	if (fr->ctl.seg_bits != conf->seg_bits ||
+	    (fr->ctl.flags & XM_CTL_XBITS) != (conf->xbits & XM_CTL_XBITS) || !key_ok(conf, key) ||
+	    be32(fr->ctl.lease_ms) < LEASE_MIN_MS) {
+		count(idx, C_CTL_PARAMS);
+		return ACT_SHOT;
+	}
+	if (link->flags & LINK_SECRET ? fr->ctl.auth != ctl_auth(link, fr) : fr->ctl.auth != 0) {
+		count(idx, C_CTL_AUTH);
+		return ACT_SHOT;
+	}
+	/* A path that spoils either would spoil the encoded packets too (I6). */
+	if (fr->ip.tos >> 2 != key_wire_dscp(conf, conf->mark, key) ||
+	    fr->ip.id != key_wire_id(conf, key) || fr->ip.frag != be16(IP_DF)) {
+		count(idx, C_CTL_PATH);
+		return ACT_SHOT;
+	}
+	switch (fr->ctl.type) {
+	case XM_OFFER:
+		count(idx, C_OFFER_RX);
+		oif = on_offer(conf, idx, link, fr, now);
+		break;
+	case XM_ACCEPT:
+		count(idx, C_ACCEPT_RX);
+		oif = on_accept(skb, conf, idx, link, fr, now);
+		break;
+	case XM_CONFIRM:
+		count(idx, C_CONFIRM_RX);
+		oif = on_confirm(skb, conf, idx, link, fr, now);
+		break;
+	default:
+		count(idx, C_CTL_BAD);
+		return ACT_SHOT;
+	}
+	if (!oif)
+		return ACT_SHOT;
+	/* Turned round, it goes by the route of the moment. */
+	src = fr->ip.src;
+	fr->ip.src = fr->ip.dst;
+	fr->ip.dst = src;
+	ctl_seal(conf, link, fr, key, skb->len - ETH_HLEN);
+	if (xm_skb_store_bytes(skb, ETH_HLEN, fr, sizeof(*fr), 0))
+		return ACT_SHOT;
+	mark_set(skb, conf, KIND_CONTROL);
+	return xm_redirect_neigh(oif, 0, 0, 0);
+}
+
+#endif

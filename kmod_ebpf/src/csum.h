@@ -1,0 +1,82 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * Incremental checksums (RFC 1624): what was wrong stays wrong, what was right stays right.
+ */
+#ifndef XMASQ_CSUM_H
+#define XMASQ_CSUM_H
+
+#include "defs.h"
+
+static __always_inline __u16 csum_fold(__u64 sum)
+{
+	sum = (sum & 0xffffffff) + (sum >> 32);
+	sum = (sum & 0xffff) + (sum >> 16);
+	sum = (sum & 0xffff) + (sum >> 16);
+	sum = (sum & 0xffff) + (sum >> 16);
+	return (__u16)~sum;
+}
+
+/* The difference that two changed addresses make to a pseudo header's sum. */
+static __always_inline __u32 csum_diff4(__be32 src, __be32 dst, __be32 new_src, __be32 new_dst)
+{
+	__u64 sum = (__u64)(__u32)~src + (__u32)~dst + new_src + new_dst;
+
+	sum = (sum & 0xffffffff) + (sum >> 32);
+	sum = (sum & 0xffffffff) + (sum >> 32);
+	return (__u32)sum;
+}
+
+/* The IPv4 checksum after old became new; the two differ in any field but the checksum. */
+static __always_inline __sum16 ip_csum_update(const struct ip_hdr *old, const struct ip_hdr *new)
+{
+	const __u16 *o = (const __u16 *)old, *n = (const __u16 *)new;
+	__u64 sum = (__u16)~old->check;
+
+	sum += (__u16)~o[0] + n[0];
+	sum += (__u16)~o[2] + n[2];
+	sum += (__u16)~o[3] + n[3];
+	sum += (__u64)(__u32)~old->src + (__u32)~old->dst;
+	sum += (__u64) new->src + new->dst;
+	return csum_fold(sum);
+}
+
+static __always_inline __sum16 ip_csum(const struct ip_hdr *ip)
+{
+	const __u16 *w = (const __u16 *)ip;
+	__u64 sum = 0;
+
+#pragma unroll
+	for (int i = 0; i < IP_HDR_LEN / 2; i++)
+		if (i != 5)
+			sum += w[i];
+	return csum_fold(sum);
+}
+
+/*
+ * Moves the L4 checksum, where a protocol has one over the pseudo header, by a difference.
+ * Works for CHECKSUM_PARTIAL and _COMPLETE too. l4_len: bytes behind the IPv4 header.
+ */
+static __always_inline int l4_csum_shift(struct __sk_buff *skb, __u8 proto, __u32 l4_len,
+					 __u32 diff)
+{
+	__u32 off = ETH_HLEN + IP_HDR_LEN;
+
+	if (proto == IPPROTO_TCP) {
+		if (l4_len < 18)
+			return 0;
+		return xm_l4_csum_replace(skb, off + 16, 0, diff, F_PSEUDO_HDR);
+	}
+	if (proto == IPPROTO_UDP) {
+		if (l4_len < UDP_HDR_LEN)
+			return 0;
+		return xm_l4_csum_replace(skb, off + 6, 0, diff, F_PSEUDO_HDR | F_MARK_MANGLED_0);
+	}
+	if (proto == IPPROTO_DCCP || proto == IPPROTO_UDPLITE) {
+		if (l4_len < UDP_HDR_LEN)
+			return 0;
+		return xm_l4_csum_replace(skb, off + 6, 0, diff, F_PSEUDO_HDR);
+	}
+	return 0;
+}
+
+#endif

@@ -1,0 +1,174 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * Underlay ingress: an encoded packet is restored and enters the link; one with an unknown key
+ * is bounced. At its sender, a bounced packet is restored and takes the fallback.
+ */
+#ifndef XMASQ_DECODE_H
+#define XMASQ_DECODE_H
+
+#include "csum.h"
+#include "pair.h"
+#include "parse.h"
+#include "seal.h"
+
+struct frame {
+	struct eth_hdr eth;
+	struct ip_hdr ip;
+} __attribute__((packed, aligned(2)));
+
+/* Puts the container's headers in place of the encoded ones. */
+static __always_inline int restore(struct __sk_buff *skb, const struct ip_hdr *wire, __be32 sip,
+				   __be32 dip, const __u8 *smac, const __u8 *dmac, __u8 dscp,
+				   __u8 variant, __u32 l4_diff)
+{
+	__u32 len = be16(wire->len);
+	__u8 buf[ETH_HLEN + IP_HDR_LEN + 2] __attribute__((aligned(8)));
+	struct ip_hdr old = *wire, ip = *wire;
+
+	/* Ethernet pads short frames on the wire; the container's frame had none. */
+	if (skb->len > ETH_HLEN + len && xm_skb_change_tail(skb, ETH_HLEN + len, 0))
+		return -1;
+	if (l4_csum_shift(skb, ip.proto, len - IP_HDR_LEN, l4_diff))
+		return -1;
+	ip.tos = (dscp << 2) | (ip.tos & 3);
+	ip.id = 0;
+	ip.src = sip;
+	ip.dst = dip;
+	if (variant & XM_VAR_NODF) {
+		ip.frag = 0;
+		ip.id = (__u16)xm_random(); /* it may be fragmented further on */
+	}
+	ip.check = ip_csum_update(&old, &ip);
+	__builtin_memcpy(buf, dmac, ETH_ALEN);
+	__builtin_memcpy(buf + ETH_ALEN, smac, ETH_ALEN);
+	*(__be16 *)(buf + 2 * ETH_ALEN) = be16(ETHERTYPE_IPV4);
+	__builtin_memcpy(buf + ETH_HLEN, &ip, sizeof(ip));
+	return xm_skb_store_bytes(skb, 0, buf, ETH_HLEN + IP_HDR_LEN, 0);
+}
+
+/* Sends an encoded packet whose key nobody holds back to its sender, whole. */
+static __always_inline int bounce(struct __sk_buff *skb, struct conf *conf,
+				  const struct ip_hdr *wire)
+{
+	struct ip_hdr ip = *wire;
+
+	ip.tos += (conf->bounce - conf->mark) << 2;
+	ip.src = wire->dst;
+	ip.dst = wire->src;
+	ip.check = ip_csum_update(wire, &ip);
+	if (xm_skb_store_bytes(skb, ETH_HLEN, &ip, sizeof(ip), 0))
+		return ACT_SHOT;
+	count(0, C_BOUNCE_TX);
+	mark_set(skb, conf, KIND_CONTROL);
+	return xm_redirect_neigh(skb->ifindex, 0, 0, 0);
+}
+
+static __always_inline int decode(struct __sk_buff *skb, struct conf *conf,
+				  const struct ip_hdr *wire)
+{
+	__u32 key = wire_key(conf, conf->mark, wire);
+	struct slot *live, s;
+	struct link *link;
+	struct pair *pair;
+	__u32 idx;
+
+	if (!key || be16(wire->len) < IP_HDR_LEN || ETH_HLEN + be16(wire->len) > skb->len)
+		return ACT_UNSPEC;
+	idx = pair_find(wire->dst, wire->src);
+	if (!idx)
+		return bounce(skb, conf, wire);
+	pair = pair_at(idx);
+	live = pair ? slot_of(pair, key) : 0;
+	if (!live)
+		return bounce(skb, conf, wire);
+	copy_words(&s, live, SEAL_SLOT_WORDS + 1);
+	if (s.seal != seal_words((__u64 *)&s) || s.key != key || s.peer != wire->src ||
+	    s.local != wire->dst || xm_boot_ns() >= s.valid)
+		return bounce(skb, conf, wire);
+	link = link_at(s.link);
+	if (!link || link->rx_gen != s.rx_gen || link->ifindex != s.ifindex)
+		return bounce(skb, conf, wire);
+
+	if (restore(skb, wire, s.sip, s.dip, s.smac, s.dmac, s.dscp, s.variant, s.l4_diff)) {
+		count(s.link, C_ERROR);
+		return ACT_SHOT;
+	}
+	if (!live->used)
+		live->used = 1;
+	count_bytes(s.link, C_DECODED, skb->len);
+	mark_set(skb, conf, KIND_DECODED);
+	return xm_redirect(s.ifindex, F_INGRESS);
+}
+
+/*
+ * The path, or somebody, spoils keys: a peer bounces packets with keys that we do not use.
+ * Two within ten seconds put the whole peer back into the fallback, for a minute at first.
+ */
+static __always_inline void stray(__be32 local, __be32 peer, __u64 now)
+{
+	__u32 idx = pair_find(local, peer);
+	struct pool *pool = pool_get();
+	struct pair *pair;
+	int off = 0;
+
+	count(0, C_STRAY);
+	if (!idx || !pool)
+		return;
+	pair = pair_at(idx);
+	if (!pair)
+		return;
+	xm_spin_lock(&pool->lock);
+	if (now - pair->strays_since > 10 * NSEC_PER_SEC) {
+		pair->strays_since = now;
+		pair->strays = 0;
+	}
+	if (++pair->strays >= 2 && now >= pair->off_until) {
+		pair_off(pair, now);
+		off = 1;
+	}
+	xm_spin_unlock(&pool->lock);
+	if (off)
+		count(0, C_PATH_OFF);
+}
+
+static __always_inline int bounced(struct __sk_buff *skb, struct conf *conf,
+				   const struct ip_hdr *wire)
+{
+	struct txkey_key k = {
+		.local = wire->dst,
+		.peer = wire->src,
+		.key = wire_key(conf, conf->bounce, wire),
+	};
+	__u64 now = xm_boot_ns();
+	struct txkey *live, t;
+	struct entry *e;
+	__u32 *id;
+
+	if (be16(wire->len) < IP_HDR_LEN || ETH_HLEN + be16(wire->len) > skb->len)
+		return ACT_UNSPEC;
+	count(0, C_BOUNCE_RX);
+	live = txkey_get(&k);
+	if (!live) {
+		stray(wire->dst, wire->src, now);
+		return pair_find(wire->dst, wire->src) ? ACT_SHOT : ACT_UNSPEC;
+	}
+	copy_words(&t, live, sizeof(t) / 8);
+	if (t.seal != seal_txkey(&k, &t) || now >= t.until) {
+		stray(wire->dst, wire->src, now);
+		return ACT_SHOT;
+	}
+	e = flow_get(&t.flow);
+	if (e && e->key == k.key && e->peer == wire->src)
+		e->lease_end = 0; /* breaks the seal, too: dead for every reader */
+	id = link_id(t.flow.ifindex);
+	if (restore(skb, wire, t.flow.sip, t.flow.dip, t.flow.smac, t.flow.dmac, t.flow.dscp,
+		    t.flow.variant, csum_diff4(wire->src, wire->dst, t.flow.sip, t.flow.dip))) {
+		count(id ? *id : 0, C_ERROR);
+		return ACT_SHOT;
+	}
+	count(id ? *id : 0, C_RESTORED);
+	/* Out of the link once more: this time there is no grant. */
+	return xm_redirect(t.flow.ifindex, 0);
+}
+
+#endif

@@ -1,0 +1,221 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * Link egress: a packet of a granted flow becomes an encoded packet and leaves through the
+ * underlay; every other packet goes on to the vxlan driver, unmodified.
+ */
+#ifndef XMASQ_ENCODE_H
+#define XMASQ_ENCODE_H
+
+#include "csum.h"
+#include "parse.h"
+#include "seal.h"
+
+/* A source seen here is behind this host: what makes it the owner of that MAC. */
+static __always_inline void own_mac(__u32 link, const __u8 *mac, __u64 now)
+{
+	struct mac_key k = { .link = link };
+	struct mac_seen *seen, fresh = { .at = now };
+
+	if (mac[0] & 1)
+		return;
+	__builtin_memcpy(k.mac, mac, ETH_ALEN);
+	seen = mac_get(&k);
+	if (seen && !seen->peer && now - seen->at < NSEC_PER_SEC)
+		return;
+	mac_set(&k, &fresh);
+}
+
+/* Sends the packet on to the vxlan driver. f: the flow if it could have been encoded. */
+static __always_inline int fallback(struct __sk_buff *skb, int reason, const struct flow *f,
+				    __u64 now)
+{
+	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+	__u32 *id = link_id(skb->ifindex);
+	struct missed *missed;
+	struct link *link;
+
+	if (!id)
+		return ACT_UNSPEC;
+	link = link_at(*id);
+	if (!link)
+		return ACT_UNSPEC;
+	if (!(link->flags & LINK_UP)) {
+		count(*id, C_FB_OFF);
+		return ACT_UNSPEC;
+	}
+	count(*id, reason);
+	if (!now)
+		now = xm_boot_ns();
+	if (data + ETH_HLEN <= end)
+		own_mac(*id, ((struct eth_hdr *)data)->src, now);
+	missed = missed_get();
+	if (missed) {
+		/* The underlay egress hook, called from the vxlan driver on this CPU, looks. */
+		missed->at = f ? now : 0;
+		if (f)
+			missed->flow = *f;
+	}
+	return ACT_UNSPEC;
+}
+
+/* Segments that the packet leaves as. */
+static __always_inline __u32 segments(const struct __sk_buff *skb)
+{
+	__u32 size = skb->gso_size;
+
+	if (!size)
+		return 1;
+	if (skb->gso_segs)
+		return skb->gso_segs;
+	return skb->len / size + 1; /* a virtual machine's packet may leave it out */
+}
+
+static __always_inline int encode(struct __sk_buff *skb)
+{
+	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+	const struct flow *solicit = 0;
+	__u32 l4_len, segs, len;
+	struct entry *live, e;
+	struct ip_hdr old, new;
+	struct nexthop nh = {};
+	struct conf *conf;
+	struct link *link;
+	struct pair *pair;
+	struct eth_hdr *eth;
+	struct flow f = {};
+	__u64 now = 0;
+	int reason;
+
+	reason = C_FB_NOT_IP;
+	if (skb->protocol != be16(ETHERTYPE_IPV4))
+		goto fallback;
+	reason = C_FB_VLAN;
+	if (skb->vlan_present)
+		goto fallback;
+	if (data + ETH_HLEN + IP_HDR_LEN + 14 > end) {
+		len = skb->len < 54 ? skb->len : 54;
+		xm_skb_pull_data(skb, len);
+		data = (void *)(long)skb->data;
+		end = (void *)(long)skb->data_end;
+	}
+	reason = C_FB_HEADER;
+	if (data + ETH_HLEN + IP_HDR_LEN > end)
+		goto fallback;
+	eth = data;
+	__builtin_memcpy(&old, data + ETH_HLEN, sizeof(old));
+	reason = C_FB_NOT_IP;
+	if (eth->proto != be16(ETHERTYPE_IPV4))
+		goto fallback;
+	reason = ip_reason(&old, eth->dst[0], &f.variant);
+	if (reason)
+		goto fallback;
+	len = be16(old.len);
+	reason = C_FB_LENGTH;
+	if (ETH_HLEN + len != skb->len || len < IP_HDR_LEN)
+		goto fallback;
+	l4_len = len - IP_HDR_LEN;
+	conf = conf_get();
+	if (!conf)
+		return ACT_UNSPEC;
+	segs = segments(skb);
+	if (segs > 1) {
+		reason = C_FB_DF_CLEAR;
+		if (f.variant & XM_VAR_NODF)
+			goto fallback;
+		reason = C_FB_SEGMENTS;
+		if (segs > 1U << (conf->seg_bits & 15))
+			goto fallback;
+	}
+	f.ifindex = skb->ifindex;
+	f.sip = old.src;
+	f.dip = old.dst;
+	__builtin_memcpy(f.smac, eth->src, ETH_ALEN);
+	__builtin_memcpy(f.dmac, eth->dst, ETH_ALEN);
+	f.dscp = old.tos >> 2;
+
+	/* From here on the packet could be encoded, if its flow had a grant. */
+	solicit = &f;
+	now = xm_boot_ns();
+	live = flow_get(&f);
+	reason = C_FB_NO_GRANT;
+	if (!live)
+		goto fallback;
+	copy_words(&e, live, SEAL_ENTRY_WORDS + 1);
+	reason = C_FB_EXPIRED;
+	if (now >= e.lease_end)
+		goto fallback;
+	reason = C_FB_TORN;
+	if (e.seal != seal_entry(&f, &e))
+		goto fallback;
+	link = link_at(e.link);
+	pair = pair_at(e.pair);
+	if (!link || !pair)
+		goto fallback;
+	reason = C_FB_EXPIRED;
+	if (pair->gen != e.pair_gen)
+		goto fallback;
+	reason = C_FB_UNVOUCHED;
+	if (live->gen != link->tx_gen || live->vouched < live->asked)
+		goto fallback;
+	reason = C_FB_RENEWAL;
+	if (now >= e.renew_at && now - live->asked > NSEC_PER_SEC) {
+		live->asked = now;
+		goto fallback;
+	}
+
+	/* From here on it depends on the packet, not on the flow. */
+	solicit = 0;
+	reason = C_FB_HEADER;
+	if (old.proto == IPPROTO_UDP) {
+		struct udp_hdr *udp = data + ETH_HLEN + IP_HDR_LEN;
+
+		if ((void *)udp + 4 > end)
+			goto fallback;
+		if (udp->dst == e.port) {
+			reason = C_FB_TUNNEL_PORT;
+			goto fallback;
+		}
+	}
+	if (segs > 1) {
+		len = IP_HDR_LEN + UDP_HDR_LEN + skb->gso_size;
+		if (old.proto == IPPROTO_TCP) {
+			__u8 *doff = data + ETH_HLEN + IP_HDR_LEN + 12;
+
+			if ((void *)doff + 1 > end)
+				goto fallback;
+			len = IP_HDR_LEN + (*doff >> 4) * 4 + skb->gso_size;
+		}
+	}
+	reason = C_FB_MTU;
+	if (len > e.mtu)
+		goto fallback;
+
+	reason = C_FB_HEADER;
+	if (l4_csum_shift(skb, old.proto, l4_len, e.l4_diff))
+		goto fallback;
+	new = old;
+	new.tos = e.wire_tos | (old.tos & 3);
+	new.id = e.wire_id;
+	new.frag = be16(IP_DF);
+	new.src = e.local;
+	new.dst = e.peer;
+	new.check = ip_csum_update(&old, &new);
+	if (xm_skb_store_bytes(skb, ETH_HLEN, &new, sizeof(new), 0)) {
+		count(e.link, C_ERROR);
+		return ACT_SHOT;
+	}
+	if (live->sent < USED_ENOUGH)
+		live->sent++;
+	count_bytes(e.link, C_ENCODED, skb->len);
+	mark_set(skb, conf, KIND_ENCODED);
+	if (!e.route)
+		return xm_redirect_neigh(e.oif, 0, 0, 0);
+	nh.family = XM_AF_INET;
+	nh.ipv4 = e.nexthop;
+	return xm_redirect_neigh(e.oif, &nh, sizeof(nh), 0);
+
+fallback:
+	return fallback(skb, reason, solicit, now);
+}
+
+#endif

@@ -1,0 +1,303 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * What the maps hold. Python's view of the same structures is kmod_ebpf/maps.py;
+ * tests/unit/test_maps.py compares sizes and offsets.
+ *
+ * Programs read flow entries and slots without a lock, while another CPU may replace them, or
+ * the kernel may hand an element's memory to another key. Each entry therefore carries a seal
+ * over the words that must belong together (seal.h): a torn read fails it, and the packet takes
+ * the safe way.
+ */
+#ifndef XMASQ_MAPS_H
+#define XMASQ_MAPS_H
+
+#include "defs.h"
+
+#define MAX_LINKS 1025 /* index 0 counts what belongs to no link */
+#define MAX_PAIRS 4096
+#define MAX_BLOCKS 1024
+#define BLOCK_KEYS 64 /* keys whose slots are handed out together */
+#define PAIR_BLOCKS 128 /* 13 bits of key at most */
+#define MAX_FLOWS 65536
+
+/* Settings of the datapath, written by the control code. */
+struct conf {
+	__u32 magic; /* random; the upper 28 bits of skb->mark between our own programs */
+	__u8 mark; /* DSCP of ours, low three bits of it when xbits > 0 */
+	__u8 bounce;
+	__u8 seg_bits;
+	__u8 xbits;
+	__u64 salt; /* random; mixed into nonces */
+	__u64 rx_hold; /* boot time, ns: no key is given before */
+	__u64 tx_hold; /* boot time, ns: no key is accepted before */
+};
+
+#define LINK_UP 0x01 /* fast path on */
+#define LINK_SECRET 0x02 /* control packets carry an authenticator */
+#define LINK_LEARNING 0x04 /* the FDB learns, so a MAC seen elsewhere has moved */
+
+struct link {
+	__u32 ifindex;
+	__u32 vni;
+	__be32 local;
+	__be16 port;
+	__u8 mac[ETH_ALEN];
+	__u32 flags;
+	__u32 lease_ms;
+	__u32 guard_ms;
+	__u32 tx_gen; /* flow entries of another generation must be vouched for anew */
+	__u32 rx_gen; /* slots of another generation are dead */
+	__u32 underlay; /* ifindex of the device with the hooks */
+	__u32 pad;
+	__u64 moved_at; /* when tx_gen last changed because a MAC moved */
+	__u64 secret[2];
+};
+
+struct vni_key {
+	__be32 local;
+	__u32 vni;
+};
+
+struct vtep {
+	__be16 port; /* one UDP port per VTEP address: decode can tell tunnel from tenant by it */
+	__u16 pad;
+};
+
+#define UNDERLAY_OWN_CLSACT 0x01 /* the qdisc was made by us */
+
+struct underlay {
+	__u32 mtu;
+	__u32 flags;
+};
+
+/*
+ * A flow as the sender sees it at the link: the key of several tables. peer is 0 in the table
+ * of encoded flows, elsewhere the remote VTEP.
+ */
+struct flow {
+	__u32 ifindex;
+	__be32 sip;
+	__be32 dip;
+	__u8 smac[ETH_ALEN];
+	__u8 dmac[ETH_ALEN];
+	__u8 dscp;
+	__u8 variant;
+	__u16 zero;
+	__be32 peer;
+} __attribute__((aligned(8)));
+
+/* Sender: how a flow is encoded. Sealed up to and including nexthop. */
+struct entry {
+	__u64 lease_end;
+	__u64 renew_at;
+	__be32 local;
+	__be32 peer;
+	__u32 oif;
+	__u32 pair_gen;
+	__u16 pair;
+	__u16 link;
+	__be16 wire_id;
+	__u8 wire_tos;
+	__u8 route; /* 1: nexthop is cached; 0: the route is looked up for each packet */
+	__u32 l4_diff;
+	__be16 port;
+	__u16 mtu;
+	__be32 nexthop;
+	__u32 key;
+	__u64 seal;
+	/* Hints, written in place: */
+	__u64 asked; /* a packet took the fallback for renewal then */
+	__u64 vouched; /* a fallback packet was last seen to leave for this very peer */
+	__u32 gen; /* the link's tx_gen at that time */
+	__u32 sent; /* encoded with this key, up to USED_ENOUGH */
+};
+
+/* So many packets encoded, and none decoded: the path eats them. */
+#define USED_ENOUGH 16
+
+/* Sender: a fallback packet of this flow has left for flow.peer. */
+struct solicit {
+	__be32 local;
+	__u32 oif;
+	__u32 link;
+	__u32 tx_gen; /* of the link when the packet left */
+	__u64 at;
+	__u64 seal;
+};
+
+/* Sender: ACCEPT was sent. */
+struct pending {
+	__be32 peer;
+	__u32 key;
+	__u32 nonce_a;
+	__u32 nonce_b;
+	__u32 oif;
+	__u32 lease_ms;
+	__u32 tx_gen;
+	__u32 sent; /* encoded with this key by then */
+	__u64 at; /* of the first ACCEPT of this round: the lease counts from here */
+	__u64 seal;
+};
+
+struct txkey_key {
+	__be32 local;
+	__be32 peer;
+	__u32 key;
+	__u32 pad;
+} __attribute__((aligned(8)));
+
+/* Sender: what a key at a peer stands for, until nothing with it can be under way. */
+struct txkey {
+	struct flow flow;
+	__u64 until;
+	__u64 seal;
+};
+
+/* Receiver: one key. Sealed up to and including rx_gen and l4_diff. */
+struct slot {
+	__u64 valid; /* decodable until; 0: not granted */
+	__be32 local;
+	__be32 peer;
+	__u32 key;
+	__u32 ifindex;
+	__be32 sip;
+	__be32 dip;
+	__u8 smac[ETH_ALEN];
+	__u8 dmac[ETH_ALEN];
+	__u8 dscp;
+	__u8 variant;
+	__u16 link;
+	__u32 rx_gen;
+	__u32 l4_diff;
+	__u64 seal;
+	/* Under the lock only: */
+	__u64 until; /* reserved until */
+	__u64 offered; /* when the open round began, 0: none */
+	__u32 nonce_b;
+	__u32 used; /* a packet was decoded since the last CONFIRM; written by decode */
+};
+
+struct block {
+	__u64 busy_until; /* no slot is reserved for longer */
+	__u32 owner; /* pair index + 1 */
+	__u32 owner_gen;
+	__u32 base; /* first key / BLOCK_KEYS */
+	__u32 pad;
+	struct slot slots[BLOCK_KEYS];
+};
+
+struct pair_key {
+	__be32 local;
+	__be32 peer;
+};
+
+/* A local and a remote VTEP. */
+struct pair {
+	__be32 local;
+	__be32 peer;
+	__u32 gen; /* entries with another generation are dead */
+	__u32 own_gen; /* of the pair's ownership of its blocks */
+	__u32 cursor; /* key given last */
+	__u32 strays;
+	__u64 strays_since;
+	__u64 off_until; /* the path spoils MARK or key: no encoding until then */
+	__u64 off_for;
+	__u64 busy_until; /* nothing of this pair is live for longer */
+	__u64 heard; /* last announced or control packet */
+	__u16 block[PAIR_BLOCKS]; /* index + 1 */
+};
+
+/* All allocation of pairs, blocks and keys, and every CONFIRM, goes under this one lock. */
+struct pool {
+	struct bpf_spin_lock lock;
+	__u32 block_hand;
+	__u32 pair_hand;
+	__u32 pad;
+};
+
+/* Receiver: which key a flow of a peer has, and when it may be offered again. */
+struct grant {
+	__u32 key;
+	__u32 backoff_ms;
+	__u64 next_offer;
+};
+
+struct mac_key {
+	__u32 link;
+	__u8 mac[ETH_ALEN];
+	__u16 pad;
+};
+
+/* Where a MAC was last seen as a source. */
+struct mac_seen {
+	__be32 peer; /* 0: at the link's egress, so it is ours */
+	__u32 pad;
+	__u64 at;
+};
+
+/* Per CPU: the flow that encode has just sent into the fallback. */
+struct missed {
+	struct flow flow;
+	__u64 at;
+};
+
+/* Counters of a link, per CPU. The order is the order in kmod_ebpf/maps.py. */
+enum counter {
+	C_ENCODED,
+	C_ENCODED_BYTES,
+	C_DECODED,
+	C_DECODED_BYTES,
+	/* fallback, by reason */
+	C_FB_OFF,
+	C_FB_NOT_IP,
+	C_FB_VLAN,
+	C_FB_OPTIONS,
+	C_FB_FRAGMENT,
+	C_FB_DF_CLEAR,
+	C_FB_TTL,
+	C_FB_MULTICAST,
+	C_FB_LENGTH,
+	C_FB_TUNNEL_PORT,
+	C_FB_SEGMENTS,
+	C_FB_MTU,
+	C_FB_NO_GRANT,
+	C_FB_EXPIRED,
+	C_FB_RENEWAL,
+	C_FB_UNVOUCHED,
+	C_FB_TORN,
+	C_FB_HEADER,
+	/* negotiation */
+	C_ANNOUNCED,
+	C_OFFER_TX,
+	C_OFFER_RX,
+	C_ACCEPT_TX,
+	C_ACCEPT_RX,
+	C_CONFIRM_TX,
+	C_CONFIRM_RX,
+	C_BOUNCE_TX,
+	C_BOUNCE_RX,
+	C_RESTORED,
+	C_STRAY,
+	C_EXHAUSTED,
+	C_NOT_OWNER,
+	C_HELD,
+	C_CTL_BAD,
+	C_CTL_VERSION,
+	C_CTL_PATH,
+	C_CTL_UNSOLICITED,
+	C_CTL_NONCE,
+	C_CTL_AUTH,
+	C_CTL_PARAMS,
+	C_CTL_CONFLICT,
+	C_PATH_OFF,
+	C_SANITISED,
+	C_MOVED,
+	C_ERROR,
+	C_MAX
+};
+
+struct counters {
+	__u64 c[C_MAX];
+};
+
+#endif

@@ -1,0 +1,113 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * Access to the maps. BCC rewrites map calls only in the main text, which defines the functions
+ * declared here; small helpers on top of them follow.
+ */
+#ifndef XMASQ_STATE_H
+#define XMASQ_STATE_H
+
+#include "maps.h"
+
+static __always_inline struct conf *conf_get(void);
+static __always_inline struct pool *pool_get(void);
+static __always_inline struct link *link_at(__u32 idx);
+static __always_inline __u32 *link_id(__u32 ifindex);
+static __always_inline __u32 *vni_id(struct vni_key *k);
+static __always_inline struct vtep *vtep_get(__be32 addr);
+static __always_inline struct underlay *underlay_get(__u32 ifindex);
+static __always_inline struct pair *pair_at(__u32 idx);
+static __always_inline __u32 *pair_id(struct pair_key *k);
+static __always_inline void pair_id_set(struct pair_key *k, __u32 idx);
+static __always_inline struct block *block_at(__u32 idx);
+static __always_inline struct entry *flow_get(struct flow *f);
+static __always_inline int flow_set(struct flow *f, struct entry *e);
+static __always_inline struct solicit *solicit_get(struct flow *f);
+static __always_inline void solicit_set(struct flow *f, struct solicit *s);
+static __always_inline struct pending *pending_get(struct flow *f);
+static __always_inline int pending_set(struct flow *f, struct pending *p);
+static __always_inline int pending_del(struct flow *f);
+static __always_inline struct txkey *txkey_get(struct txkey_key *k);
+static __always_inline int txkey_set(struct txkey_key *k, struct txkey *t);
+static __always_inline struct grant *grant_get(struct flow *f);
+static __always_inline void grant_set(struct flow *f, struct grant *g);
+static __always_inline struct mac_seen *mac_get(struct mac_key *k);
+static __always_inline void mac_set(struct mac_key *k, struct mac_seen *m);
+static __always_inline void mac_del(struct mac_key *k);
+static __always_inline struct missed *missed_get(void);
+static __always_inline struct counters *counters_at(__u32 idx);
+
+/* What skb->mark says between our programs: conf.magic and one of these. */
+enum kind {
+	KIND_ENCODED = 1, /* made by encode: may carry MARK */
+	KIND_CONTROL, /* a control or a bounced packet, complete */
+	KIND_OFFER, /* clone of a fallback packet, to become an OFFER */
+	KIND_DECODED, /* on its way into the link */
+};
+
+/* skb->cb while such a mark is set. */
+#define CB_MARK 0 /* the mark that the packet had before */
+#define CB_KEY 1
+#define CB_NONCE 2
+#define CB_LINK 3
+
+static __always_inline void count(__u32 link, enum counter which)
+{
+	struct counters *c = counters_at(link);
+
+	if (c)
+		c->c[which]++;
+}
+
+static __always_inline void count_bytes(__u32 link, enum counter which, __u32 bytes)
+{
+	struct counters *c = counters_at(link);
+
+	if (c) {
+		c->c[which]++;
+		c->c[which + 1] += bytes;
+	}
+}
+
+static __always_inline void mark_set(struct __sk_buff *skb, struct conf *conf, enum kind kind)
+{
+	skb->cb[CB_MARK] = skb->mark;
+	barrier();
+	skb->mark = conf->magic | kind;
+}
+
+static __always_inline void mark_clear(struct __sk_buff *skb)
+{
+	skb->mark = skb->cb[CB_MARK];
+}
+
+/* Index of the link with this VNI at a local VTEP address, or 0. */
+static __always_inline __u32 link_by_vni(__be32 local, __u32 vni)
+{
+	struct vni_key k = { .local = local, .vni = vni };
+	__u32 *id = vni_id(&k);
+
+	return id ? *id : 0;
+}
+
+static __always_inline int mac_equal(const __u8 *a, const __u8 *b)
+{
+	return a[0] == b[0] && a[1] == b[1] && a[2] == b[2] && a[3] == b[3] && a[4] == b[4] &&
+	       a[5] == b[5];
+}
+
+static __always_inline int flow_equal(const struct flow *a, const struct flow *b)
+{
+	const __u64 *x = (const __u64 *)a, *y = (const __u64 *)b;
+
+	return !((x[0] ^ y[0]) | (x[1] ^ y[1]) | (x[2] ^ y[2]) | (x[3] ^ y[3]));
+}
+
+static __always_inline __u32 nonce(struct conf *conf, __u64 now)
+{
+	__u64 n = (conf->salt ^ now) * 0x9e3779b97f4a7c15ULL;
+
+	n = (__u32)(n >> 32) ^ xm_random();
+	return n ? (__u32)n : 1;
+}
+
+#endif

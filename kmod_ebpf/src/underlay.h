@@ -1,0 +1,388 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * The two hooks of the underlay device. Ingress sorts what bears MARK or BOUNCE; egress
+ * announces and solicits with our fallback packets, makes OFFERs out of clones, and clears MARK
+ * and BOUNCE from all that is not ours.
+ */
+#ifndef XMASQ_UNDERLAY_H
+#define XMASQ_UNDERLAY_H
+
+#include "control.h"
+#include "decode.h"
+
+/* The headers of a fallback packet from the outer IP header on. */
+struct fallback_hdr {
+	struct ip_hdr ip;
+	struct udp_hdr udp;
+	__u8 vxlan[VXLAN_HDR_LEN];
+	struct eth_hdr eth;
+	struct ip_hdr inner;
+} __attribute__((packed, aligned(4)));
+
+#define INNER_OFF (ETH_HLEN + __builtin_offsetof(struct fallback_hdr, eth))
+
+static __always_inline __u32 vxlan_vni(const __u8 *h)
+{
+	return (__u32)h[4] << 16 | (__u32)h[5] << 8 | h[6];
+}
+
+/* The flow of a fallback packet, as its sender's encode would see it; 0 if encodable. */
+static __always_inline int inner_flow(const struct fallback_hdr *h, __u32 ifindex, struct flow *f)
+{
+	struct ip_hdr ip;
+
+	__builtin_memset(f, 0, sizeof(*f));
+	if (h->eth.proto != be16(ETHERTYPE_IPV4))
+		return -1;
+	__builtin_memcpy(&ip, &h->inner, sizeof(ip));
+	if (ip_reason(&ip, h->eth.dst[0], &f->variant))
+		return -1;
+	f->ifindex = ifindex;
+	f->sip = ip.src;
+	f->dip = ip.dst;
+	__builtin_memcpy(f->smac, h->eth.src, ETH_ALEN);
+	__builtin_memcpy(f->dmac, h->eth.dst, ETH_ALEN);
+	f->dscp = ip.tos >> 2;
+	return 0;
+}
+
+/* Is this MAC behind our link? */
+static __always_inline int owns(const struct link *link, __u32 idx, const __u8 *mac, __u64 now)
+{
+	struct mac_key k = { .link = idx };
+	struct mac_seen *seen;
+
+	if (mac_equal(mac, link->mac))
+		return 1;
+	__builtin_memcpy(k.mac, mac, ETH_ALEN);
+	seen = mac_get(&k);
+	return seen && !seen->peer && now - seen->at < XM_OWN_AGE;
+}
+
+/*
+ * A MAC was seen at a peer. If it was elsewhere before, it has moved: all flows of the link let
+ * their next packet take the fallback, to see where it goes; at most ten times a second.
+ */
+static __always_inline void peer_mac(struct link *link, __u32 idx, const __u8 *mac, __be32 peer,
+				     __u64 now)
+{
+	struct mac_key k = { .link = idx };
+	struct mac_seen *seen, fresh = { .peer = peer, .at = now };
+
+	if (!(link->flags & LINK_LEARNING) || mac[0] & 1)
+		return;
+	__builtin_memcpy(k.mac, mac, ETH_ALEN);
+	seen = mac_get(&k);
+	if (seen && seen->peer == peer) {
+		if (now - seen->at >= NSEC_PER_SEC)
+			mac_set(&k, &fresh);
+		return;
+	}
+	if (seen && seen->peer && now - link->moved_at > 100 * NSEC_PER_MSEC) {
+		link->moved_at = now;
+		link->tx_gen++;
+		count(idx, C_MOVED);
+	}
+	/* A MAC of ours is given up by the link's ingress hook, which sees what vxlan took in. */
+	if (!seen || seen->peer)
+		mac_set(&k, &fresh);
+}
+
+/* Receiver: a fallback packet of a peer that speaks xmasq. Offers a key if the flow is ours. */
+static __always_inline int announced(struct __sk_buff *skb, struct conf *conf,
+				     const struct fallback_hdr *h)
+{
+	__u32 vni = vxlan_vni(h->vxlan), idx, pair_idx, fresh;
+	__u64 now = xm_boot_ns();
+	struct grant *live, g;
+	struct offer o = {};
+	struct pair *pair;
+	struct link *link;
+	struct flow f;
+
+	idx = link_by_vni(h->ip.dst, vni);
+	link = link_at(idx);
+	if (!idx || !link || !(link->flags & LINK_UP))
+		return ACT_UNSPEC;
+	peer_mac(link, idx, h->eth.src, h->ip.src, now);
+	if (inner_flow(h, link->ifindex, &f))
+		return ACT_UNSPEC;
+	if (!owns(link, idx, h->eth.dst, now)) {
+		count(idx, C_NOT_OWNER);
+		return ACT_UNSPEC;
+	}
+	if (now < conf->rx_hold) {
+		count(idx, C_HELD);
+		return ACT_UNSPEC;
+	}
+	f.peer = h->ip.src;
+	live = grant_get(&f);
+	g.key = 0;
+	g.backoff_ms = 1;
+	if (live) {
+		g = *live;
+		if (now < g.next_offer)
+			return ACT_UNSPEC;
+	}
+	if (!g.backoff_ms || g.backoff_ms > BACKOFF_MAX_MS)
+		g.backoff_ms = BACKOFF_MAX_MS;
+	pair_idx = pair_make(h->ip.dst, h->ip.src, now);
+	pair = pair_at(pair_idx);
+	if (!pair_idx || !pair) {
+		count(idx, C_EXHAUSTED);
+		return ACT_UNSPEC;
+	}
+	pair->heard = now;
+	fresh = nonce(conf, now);
+	if (!key_again(pair_idx, pair, &f, link, g.key, fresh, now, &o) &&
+	    !key_new(conf, pair_idx, pair, &f, link, idx, fresh, now, &o)) {
+		count(idx, C_EXHAUSTED);
+		return ACT_UNSPEC;
+	}
+	g.key = o.key;
+	g.next_offer = now + g.backoff_ms * NSEC_PER_MSEC;
+	g.backoff_ms *= 2;
+	if (g.backoff_ms > BACKOFF_MAX_MS)
+		g.backoff_ms = BACKOFF_MAX_MS;
+	grant_set(&f, &g);
+
+	mark_set(skb, conf, KIND_OFFER);
+	barrier();
+	skb->cb[CB_KEY] = o.key;
+	barrier();
+	skb->cb[CB_NONCE] = o.nonce;
+	barrier();
+	skb->cb[CB_LINK] = idx;
+	barrier();
+	if (!xm_clone_redirect(skb, skb->ifindex, 0))
+		count(idx, C_OFFER_TX);
+	else
+		count(idx, C_ERROR);
+	mark_clear(skb);
+	return ACT_UNSPEC;
+}
+
+/* The clone that announced() sent: writes an OFFER over it. */
+static __always_inline int make_offer(struct __sk_buff *skb, struct conf *conf)
+{
+	__u32 idx = skb->cb[CB_LINK], key = skb->cb[CB_KEY], len = skb->len;
+	struct link *link = link_at(idx);
+	struct ctl_frame fr = {};
+	struct fallback_hdr h;
+	struct flow f;
+
+	if (!link || xm_skb_load_bytes(skb, ETH_HLEN, &h, sizeof(h)))
+		return ACT_SHOT;
+	if (inner_flow(&h, link->ifindex, &f))
+		return ACT_SHOT;
+	fr.ip.src = h.ip.dst;
+	fr.ip.dst = h.ip.src;
+	fr.ctl.version = XM_VERSION;
+	fr.ctl.type = XM_OFFER;
+	fr.ctl.flags = conf->xbits & XM_CTL_XBITS;
+	fr.ctl.seg_bits = conf->seg_bits;
+	fr.ctl.vni = be32(link->vni);
+	__builtin_memcpy(fr.ctl.smac, f.smac, ETH_ALEN);
+	__builtin_memcpy(fr.ctl.dmac, f.dmac, ETH_ALEN);
+	fr.ctl.sip = f.sip;
+	fr.ctl.dip = f.dip;
+	fr.ctl.dscp = f.dscp;
+	fr.ctl.variant = f.variant;
+	fr.ctl.key = be32(key);
+	fr.ctl.lease_ms = be32(link->lease_ms);
+	fr.ctl.nonce_b = skb->cb[CB_NONCE];
+
+	/*
+	 * A checksum may still be due in the old packet, so it can be grown at its head only, and
+	 * trimmed only behind that checksum; for a tunnel in the tunnel that is further back.
+	 */
+	if (xm_skb_change_head(skb, CTL_HEADROOM, 0))
+		return ACT_SHOT;
+	if (len > CTL_TAIL && xm_skb_change_tail(skb, CTL_HEADROOM + CTL_TAIL, 0) &&
+	    len > CTL_TAIL_MAX && xm_skb_change_tail(skb, CTL_HEADROOM + CTL_TAIL_MAX, 0))
+		return ACT_SHOT;
+	ctl_seal(conf, link, &fr, key, skb->len - ETH_HLEN);
+	if (xm_skb_store_bytes(skb, ETH_HLEN, &fr, sizeof(fr), 0))
+		return ACT_SHOT;
+	skb->mark = conf->magic | KIND_CONTROL;
+	return xm_redirect_neigh(skb->ifindex, 0, 0, 0);
+}
+
+static __always_inline int underlay_ingress(struct __sk_buff *skb)
+{
+	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+	struct conf *conf;
+	struct ip_hdr ip;
+	struct vtep *vtep;
+	int bounce_dscp;
+	__u8 dscp;
+
+	if (skb->protocol != be16(ETHERTYPE_IPV4))
+		return ACT_UNSPEC;
+	if (data + ETH_HLEN + IP_HDR_LEN > end) {
+		if (xm_skb_pull_data(skb, ETH_HLEN + IP_HDR_LEN))
+			return ACT_UNSPEC;
+		data = (void *)(long)skb->data;
+		end = (void *)(long)skb->data_end;
+		if (data + ETH_HLEN + IP_HDR_LEN > end)
+			return ACT_UNSPEC;
+	}
+	conf = conf_get();
+	if (!conf)
+		return ACT_UNSPEC;
+	dscp = ((struct ip_hdr *)(data + ETH_HLEN))->tos >> 2;
+	bounce_dscp = dscp_is(conf, conf->bounce, dscp);
+	if (likely(!bounce_dscp && !dscp_is(conf, conf->mark, dscp)))
+		return ACT_UNSPEC;
+
+	__builtin_memcpy(&ip, data + ETH_HLEN, sizeof(ip));
+	if (ip.ver_ihl != 0x45)
+		return ACT_UNSPEC;
+	vtep = vtep_get(ip.dst);
+	if (!vtep)
+		return ACT_UNSPEC;
+	if (bounce_dscp)
+		return ip.frag == be16(IP_DF) ? bounced(skb, conf, &ip) : ACT_UNSPEC;
+	if (ip.proto == IPPROTO_UDP && !(ip.frag & be16(0x1fff))) {
+		struct udp_hdr udp;
+
+		if (!xm_skb_load_bytes(skb, ETH_HLEN + IP_HDR_LEN, &udp, sizeof(udp)) &&
+		    udp.dst == vtep->port) {
+			union {
+				struct fallback_hdr h;
+				struct ctl_frame fr;
+			} u;
+
+			/* Encode never sends to the tunnel's port: this is the tunnel. */
+			if (xm_skb_load_bytes(skb, ETH_HLEN, &u.h, sizeof(u.h)))
+				return ACT_UNSPEC;
+			if (u.h.vxlan[0] & VXLAN_FLAG_I)
+				return announced(skb, conf, &u.h);
+			if (xm_skb_load_bytes(skb, ETH_HLEN, &u.fr, sizeof(u.fr))) {
+				count(0, C_CTL_BAD);
+				return ACT_UNSPEC;
+			}
+			return control(skb, conf, &u.fr);
+		}
+	}
+	return ip.frag == be16(IP_DF) ? decode(skb, conf, &ip) : ACT_UNSPEC;
+}
+
+/* Writes another DSCP into an IPv4 header. */
+static __always_inline int set_dscp(struct __sk_buff *skb, __u8 tos, __u8 dscp)
+{
+	__u8 new_tos = (dscp << 2) | (tos & 3);
+
+	if (new_tos == tos)
+		return 0;
+	if (xm_l3_csum_replace(skb, ETH_HLEN + 10, be16(tos), be16(new_tos), 2))
+		return -1;
+	return xm_skb_store_bytes(skb, ETH_HLEN + 1, &new_tos, 1, 0);
+}
+
+/* Sender: a packet of the vxlan driver leaves. */
+static __always_inline int announce(struct __sk_buff *skb, struct conf *conf, __be32 src,
+				    __be32 dst, __u8 tos)
+{
+	struct missed *missed;
+	struct fallback_hdr h;
+	struct link *link;
+	struct flow f;
+	__u64 now;
+	__u32 idx;
+
+	if (xm_skb_load_bytes(skb, ETH_HLEN, &h, sizeof(h)) || !(h.vxlan[0] & VXLAN_FLAG_I))
+		return 0;
+	idx = link_by_vni(src, vxlan_vni(h.vxlan));
+	link = link_at(idx);
+	if (!idx || !link || h.udp.dst != link->port || !(link->flags & LINK_UP))
+		return 0;
+	if (set_dscp(skb, tos, conf->mark))
+		return 0;
+	count(idx, C_ANNOUNCED);
+
+	/* Only what encode has just let go on this CPU: nobody else's packet solicits. */
+	missed = missed_get();
+	now = xm_boot_ns();
+	if (!missed || !missed->at || now - missed->at > 100 * NSEC_PER_MSEC)
+		return 1;
+	if (!inner_flow(&h, link->ifindex, &f) && flow_equal(&f, &missed->flow)) {
+		struct entry *e = flow_get(&f);
+		struct solicit *live, s = { .local = src,
+					    .oif = skb->ifindex,
+					    .link = idx,
+					    .tx_gen = link->tx_gen,
+					    .at = now };
+
+		if (e && e->peer == dst && e->local == src) {
+			e->gen = link->tx_gen;
+			e->vouched = now;
+		}
+		f.peer = dst;
+		live = solicit_get(&f);
+		if (live && now - live->at < 100 * NSEC_PER_MSEC && live->oif == s.oif &&
+		    live->tx_gen == s.tx_gen)
+			return 1; /* one a while will do for a flow that stays in the fallback */
+		s.seal = seal_solicit(&f, &s);
+		solicit_set(&f, &s);
+	}
+	return 1;
+}
+
+static __always_inline int underlay_egress(struct __sk_buff *skb)
+{
+	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+	struct conf *conf = conf_get();
+	struct ip_hdr *ip;
+	__be32 src, dst;
+	__u8 tos, dscp;
+
+	if (!conf)
+		return ACT_UNSPEC;
+	if ((skb->mark & ~0xfU) == conf->magic) {
+		if ((skb->mark & 0xf) == KIND_OFFER)
+			return make_offer(skb, conf);
+		mark_clear(skb);
+		return ACT_UNSPEC;
+	}
+	if (skb->protocol != be16(ETHERTYPE_IPV4))
+		return ACT_UNSPEC;
+	if (data + ETH_HLEN + IP_HDR_LEN + UDP_HDR_LEN > end) {
+		xm_skb_pull_data(skb, ETH_HLEN + IP_HDR_LEN + UDP_HDR_LEN);
+		data = (void *)(long)skb->data;
+		end = (void *)(long)skb->data_end;
+		if (data + ETH_HLEN + IP_HDR_LEN > end)
+			return ACT_UNSPEC;
+	}
+	ip = data + ETH_HLEN;
+	tos = ip->tos;
+	src = ip->src;
+	dst = ip->dst;
+	if (ip->proto == IPPROTO_UDP && ip->ver_ihl == 0x45 && !(ip->frag & be16(0x1fff)) &&
+	    !skb->ingress_ifindex) {
+		struct udp_hdr *udp = data + ETH_HLEN + IP_HDR_LEN;
+		struct vtep *vtep;
+
+		if ((void *)(udp + 1) <= end) {
+			__be16 port = udp->dst;
+
+			vtep = vtep_get(src);
+			if (vtep && vtep->port == port && announce(skb, conf, src, dst, tos))
+				return ACT_UNSPEC;
+		}
+	}
+	dscp = tos >> 2;
+	if (likely(!dscp_is(conf, conf->mark, dscp) && !dscp_is(conf, conf->bounce, dscp)))
+		return ACT_UNSPEC;
+	/* Between two of our underlays, as a router: that is other hosts' business. */
+	if (skb->ingress_ifindex && underlay_get(skb->ingress_ifindex) && !vtep_get(src))
+		return ACT_UNSPEC;
+	if (set_dscp(skb, tos, 0)) {
+		count(0, C_ERROR);
+		return ACT_SHOT;
+	}
+	count(0, C_SANITISED);
+	return ACT_UNSPEC;
+}
+
+#endif

@@ -1,0 +1,74 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * Wire format, version 1: docs/protocol.md. The same numbers stand in xmasq_link/_wire.py;
+ * tests/unit/test_wire.py compares them.
+ */
+#ifndef XMASQ_WIRE_H
+#define XMASQ_WIRE_H
+
+#include "defs.h"
+
+#define XM_VERSION 1
+
+#define XM_OFFER 1
+#define XM_ACCEPT 2
+#define XM_CONFIRM 3
+
+/* Flag bits of a control packet. */
+#define XM_CTL_XBITS 0x03 /* further key bits in DSCP, 0 to 3 */
+#define XM_CTL_USED 0x80 /* CONFIRM: a packet with this key was decoded since the last one */
+
+/* Variants of a flow: packets that differ in a bit that the wire cannot carry. */
+#define XM_VAR_NODF 0x01 /* DF clear: DF is set on the wire, cleared again at decode */
+
+#define XM_NODF_MAX 1280 /* longest DF-clear packet, IP header included, that is encoded */
+#define XM_MIN_TTL 16
+#define XM_OWN_AGE (300 * NSEC_PER_SEC) /* a source seen at the link's egress is ours so long */
+
+#define VXLAN_FLAG_I 0x08
+
+/*
+ * A control packet's UDP payload. What follows it in the datagram is the rest of the packet
+ * that it was made of, and means nothing.
+ */
+struct ctl {
+	__u8 vxlan_flags; /* I clear: a plain VXLAN receiver drops it */
+	__u8 vxlan_rest[7];
+	__u8 version;
+	__u8 type;
+	__u8 flags;
+	__u8 seg_bits; /* S */
+	__be32 vni;
+	__u8 smac[ETH_ALEN];
+	__u8 dmac[ETH_ALEN];
+	__be32 sip;
+	__be32 dip;
+	__u8 dscp;
+	__u8 variant;
+	__be16 reserved;
+	__be32 key;
+	__be32 lease_ms;
+	__be32 nonce_a; /* of the sender of the flow; 0 in an OFFER */
+	__be32 nonce_b; /* of the receiver of the flow */
+	__u64 auth; /* SipHash-2-4, 0 without a secret */
+};
+
+/* A whole control packet, as it is written over the packet that it is made of. */
+struct ctl_frame {
+	struct ip_hdr ip;
+	struct udp_hdr udp;
+	struct ctl ctl;
+};
+
+/* Pushed in front of a fallback packet to make room for a control packet. A checksum that a
+ * device is still to write into the old packet then lies behind all that matters. */
+#define CTL_HEADROOM 112
+/* How much of the old packet must stay: up to the end of an inner TCP checksum. */
+#define CTL_TAIL 102
+/* The same for a tunnel within the tunnel. */
+#define CTL_TAIL_MAX 256
+
+_Static_assert(sizeof(struct ctl) == 64, "control payload is 64 bytes");
+_Static_assert(ETH_HLEN + sizeof(struct ctl_frame) <= CTL_HEADROOM, "control packet fits");
+
+#endif

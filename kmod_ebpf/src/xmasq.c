@@ -1,0 +1,252 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * The datapath: maps and the programs. A packet's fate is in
+ *
+ *   link egress       encode.h    encoded, or on to the vxlan driver
+ *   underlay ingress  underlay.h  sorts; decode.h restores or bounces; control.h negotiates
+ *   underlay egress   underlay.h  announces, solicits, makes OFFERs, sanitises
+ *   link ingress      below       notes which MACs are behind the tunnel
+ *
+ * and xmasq_flush, which user space runs.
+ */
+#include "maps.h"
+
+BPF_TABLE("array", u32, struct conf, conf, 1);
+BPF_TABLE("array", u32, struct pool, pool, 1);
+BPF_TABLE("array", u32, struct link, links, MAX_LINKS);
+BPF_TABLE("hash", u32, u32, link_ids, MAX_LINKS);
+BPF_TABLE("hash", struct vni_key, u32, vnis, MAX_LINKS);
+BPF_TABLE("hash", u32, struct vtep, vteps, MAX_LINKS);
+BPF_TABLE("hash", u32, struct underlay, underlays, MAX_LINKS);
+BPF_TABLE("array", u32, struct pair, pairs, MAX_PAIRS);
+BPF_TABLE("lru_hash", struct pair_key, u32, pair_ids, MAX_PAIRS * 2);
+BPF_TABLE("array", u32, struct block, blocks, MAX_BLOCKS);
+BPF_TABLE("lru_hash", struct flow, struct entry, flows, MAX_FLOWS);
+BPF_TABLE("lru_hash", struct flow, struct solicit, solicits, MAX_FLOWS / 4);
+BPF_TABLE("lru_hash", struct flow, struct pending, pendings, MAX_FLOWS / 4);
+BPF_TABLE("lru_hash", struct txkey_key, struct txkey, txkeys, MAX_FLOWS);
+BPF_TABLE("lru_hash", struct flow, struct grant, grants, MAX_FLOWS);
+BPF_TABLE("lru_hash", struct mac_key, struct mac_seen, macs, MAX_FLOWS / 4);
+BPF_TABLE("percpu_array", u32, struct missed, missed, 1);
+BPF_TABLE("percpu_array", u32, struct counters, stats, MAX_LINKS);
+
+#include "state.h"
+
+static __always_inline struct conf *conf_get(void)
+{
+	u32 k = 0;
+
+	return conf.lookup(&k);
+}
+
+static __always_inline struct pool *pool_get(void)
+{
+	u32 k = 0;
+
+	return pool.lookup(&k);
+}
+
+static __always_inline struct link *link_at(__u32 idx)
+{
+	return links.lookup(&idx);
+}
+
+static __always_inline __u32 *link_id(__u32 ifindex)
+{
+	return link_ids.lookup(&ifindex);
+}
+
+static __always_inline __u32 *vni_id(struct vni_key *k)
+{
+	return vnis.lookup(k);
+}
+
+static __always_inline struct vtep *vtep_get(__be32 addr)
+{
+	return vteps.lookup(&addr);
+}
+
+static __always_inline struct underlay *underlay_get(__u32 ifindex)
+{
+	return underlays.lookup(&ifindex);
+}
+
+static __always_inline struct pair *pair_at(__u32 idx)
+{
+	return pairs.lookup(&idx);
+}
+
+static __always_inline __u32 *pair_id(struct pair_key *k)
+{
+	return pair_ids.lookup(k);
+}
+
+static __always_inline void pair_id_set(struct pair_key *k, __u32 idx)
+{
+	pair_ids.update(k, &idx);
+}
+
+static __always_inline struct block *block_at(__u32 idx)
+{
+	return blocks.lookup(&idx);
+}
+
+static __always_inline struct entry *flow_get(struct flow *f)
+{
+	return flows.lookup(f);
+}
+
+static __always_inline int flow_set(struct flow *f, struct entry *e)
+{
+	return flows.update(f, e);
+}
+
+static __always_inline struct solicit *solicit_get(struct flow *f)
+{
+	return solicits.lookup(f);
+}
+
+static __always_inline void solicit_set(struct flow *f, struct solicit *s)
+{
+	solicits.update(f, s);
+}
+
+static __always_inline struct pending *pending_get(struct flow *f)
+{
+	return pendings.lookup(f);
+}
+
+static __always_inline int pending_set(struct flow *f, struct pending *p)
+{
+	return pendings.update(f, p);
+}
+
+static __always_inline int pending_del(struct flow *f)
+{
+	return pendings.delete(f);
+}
+
+static __always_inline struct txkey *txkey_get(struct txkey_key *k)
+{
+	return txkeys.lookup(k);
+}
+
+static __always_inline int txkey_set(struct txkey_key *k, struct txkey *t)
+{
+	return txkeys.update(k, t);
+}
+
+static __always_inline struct grant *grant_get(struct flow *f)
+{
+	return grants.lookup(f);
+}
+
+static __always_inline void grant_set(struct flow *f, struct grant *g)
+{
+	grants.update(f, g);
+}
+
+static __always_inline struct mac_seen *mac_get(struct mac_key *k)
+{
+	return macs.lookup(k);
+}
+
+static __always_inline void mac_set(struct mac_key *k, struct mac_seen *m)
+{
+	macs.update(k, m);
+}
+
+static __always_inline void mac_del(struct mac_key *k)
+{
+	macs.delete(k);
+}
+
+static __always_inline struct missed *missed_get(void)
+{
+	u32 k = 0;
+
+	return missed.lookup(&k);
+}
+
+static __always_inline struct counters *counters_at(__u32 idx)
+{
+	return stats.lookup(&idx);
+}
+
+#include "encode.h"
+#include "underlay.h"
+
+int xmasq_encode(struct __sk_buff *skb)
+{
+	return encode(skb);
+}
+
+int xmasq_ingress(struct __sk_buff *skb)
+{
+	return underlay_ingress(skb);
+}
+
+int xmasq_egress(struct __sk_buff *skb)
+{
+	return underlay_egress(skb);
+}
+
+/* A MAC that comes out of the tunnel is not, or no more, behind this host. */
+int xmasq_arrive(struct __sk_buff *skb)
+{
+	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+	struct conf *c = conf_get();
+	struct mac_seen *seen;
+	struct mac_key k = {};
+	u32 *id;
+
+	if (c && skb->mark == (c->magic | KIND_DECODED)) {
+		mark_clear(skb);
+		return ACT_UNSPEC;
+	}
+	id = link_id(skb->ifindex);
+	if (!id || data + ETH_HLEN > end)
+		return ACT_UNSPEC;
+	k.link = *id;
+	__builtin_memcpy(k.mac, ((struct eth_hdr *)data)->src, ETH_ALEN);
+	seen = mac_get(&k);
+	if (seen && !seen->peer)
+		mac_del(&k);
+	return ACT_UNSPEC;
+}
+
+/* What user space asks xmasq_flush for: behind the Ethernet header of a test run's packet. */
+struct flush {
+	__u32 block;
+	__u32 slot;
+	__u64 seal; /* of the slot as user space saw it */
+};
+
+/*
+ * Ends one key before its time; it stays reserved. Never attached: user space runs it with
+ * BPF_PROG_TEST_RUN, since only a program can hold the lock.
+ */
+int xmasq_flush(struct __sk_buff *skb)
+{
+	struct pool *p = pool_get();
+	struct block *b;
+	struct flush r;
+	struct slot *s;
+	int done = 0;
+
+	if (!p || xm_skb_load_bytes(skb, ETH_HLEN, &r, sizeof(r)))
+		return 0;
+	b = block_at(r.block);
+	if (!b)
+		return 0;
+	s = slot_in(b, r.slot);
+	xm_spin_lock(&p->lock);
+	if (s->seal == r.seal && s->valid) {
+		s->valid = 0;
+		s->offered = 0;
+		s->seal = seal_words((__u64 *)s);
+		done = 1;
+	}
+	xm_spin_unlock(&p->lock);
+	return done;
+}
