@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""xmasq: a tunnel link type without encapsulation.
+
+All functions work in the calling thread's network namespace; `with netns("blue"):` changes it.
+They raise InputError for a bad argument and XmasqError for everything that the kernel or the
+environment refuses.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from ._errors import InputError, XmasqError
+
+if TYPE_CHECKING:
+    from ._flow import flows, flush, keys, peers
+    from ._link import create_link, delete_link, links, set_link
+    from ._model import Flow, Key, Link, Peer
+    from ._netns import netns
+
+__all__ = [
+    "Flow",
+    "InputError",
+    "Key",
+    "Link",
+    "Peer",
+    "XmasqError",
+    "create_link",
+    "delete_link",
+    "flows",
+    "flush",
+    "keys",
+    "links",
+    "netns",
+    "peers",
+    "set_link",
+]
+
+_HOME = {
+    "_flow": ("flows", "flush", "keys", "peers"),
+    "_link": ("create_link", "delete_link", "links", "set_link"),
+    "_model": ("Flow", "Key", "Link", "Peer"),
+    "_netns": ("netns",),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports on first use: pyroute2 alone takes longer than most commands."""
+    for module, names in _HOME.items():
+        if name in names:
+            value = getattr(importlib.import_module(f"{__name__}.{module}"), name)
+            globals()[name] = value
+            return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,342 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The datapath of a network namespace: found from the kernel, loaded, attached, taken away.
+
+There is no state file. The filters that bear our programs lead to the programs' ids, these to the
+maps, and the maps say the rest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import os
+import secrets
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, ParamSpec, TypeVar
+
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+from pyroute2.netlink.rtnl.tcmsg import sched_bpf
+
+from kmod_ebpf import bpf, loader
+from kmod_ebpf import maps as m
+
+from . import _hold
+from ._errors import InputError, XmasqError
+from ._wire import BOUNCE, MARK, SEG_BITS
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+INGRESS, EGRESS = 0xFFFFFFF2, 0xFFFFFFF3  # TC_H_MIN_INGRESS, TC_H_MIN_EGRESS of clsact
+ENCODE, ARRIVE, IN, OUT = "xmasq_encode", "xmasq_arrive", "xmasq_ingress", "xmasq_egress"
+_ETH_P_ALL = 0x0300  # in network order, as in tcm_info
+
+
+class _BpfOptions(sched_bpf.options):  # type: ignore[misc]
+    """pyroute2 0.9 leaves out the program's id (linux/pkt_cls.h, TCA_BPF_ID = 11)."""
+
+    nla_map = (
+        *sched_bpf.options.nla_map,
+        ("TCA_BPF_FLAGS_GEN", "uint32"),
+        ("TCA_BPF_TAG", "hex"),
+        ("TCA_BPF_ID", "uint32"),
+    )
+
+
+sched_bpf.options = _BpfOptions
+
+
+@dataclass(frozen=True)
+class Filter:
+    """One of our filters on a device."""
+
+    ifindex: int
+    parent: int
+    prio: int
+    handle: int
+    name: str
+    prog_id: int
+
+
+def _raw_filters(ipr: IPRoute, ifindex: int, parent: int) -> Iterator[tuple[int, int, str, str, int | None]]:
+    """Priority, handle, kind, name and program id of all filters of a hook."""
+    try:
+        dump = ipr.get_filters(index=ifindex, parent=parent)
+    except NetlinkError as e:
+        if e.code in (errno.EINVAL, errno.ENODEV):  # no clsact, or no such device any more
+            return
+        raise
+    for msg in dump:
+        options = msg.get_attr("TCA_OPTIONS")
+        name = prog = None
+        if msg.get_attr("TCA_KIND") == "bpf" and options:
+            name, prog = options.get_attr("TCA_BPF_NAME"), options.get_attr("TCA_BPF_ID")
+        yield msg["info"] >> 16, msg["handle"], msg.get_attr("TCA_KIND") or "", name or "", prog
+
+
+def filters(ipr: IPRoute, ifindex: int) -> list[Filter]:
+    """Our filters on a device."""
+    return [
+        Filter(ifindex, parent, prio, handle, name, prog)
+        for parent in (INGRESS, EGRESS)
+        for prio, handle, _, name, prog in _raw_filters(ipr, ifindex, parent)
+        if name in loader.PROGRAMS and prog is not None
+    ]
+
+
+def clsact_devices(ipr: IPRoute) -> list[int]:
+    """Indexes of the devices that have a clsact qdisc."""
+    return [q["index"] for q in ipr.get_qdiscs() if q.get_attr("TCA_KIND") == "clsact"]
+
+
+def attach(ipr: IPRoute, ifindex: int, parent: int, name: str, fd: int) -> None:
+    """Puts a program at the front of a hook; other filters stay as they are.
+
+    The front, because a foreign program that ends the chain would otherwise keep our packets, and
+    with them the marks that sanitising looks for, from us.
+    """
+    taken = list(_raw_filters(ipr, ifindex, parent))
+    handles = {(prio, handle) for prio, handle, *_ in taken}
+    foreign = {prio for prio, _, kind, _, _ in taken if kind != "bpf"}
+    prio = next(p for p in range(1, 65536) if p not in foreign)
+    handle = next(h for h in range(1, 65536) if (prio, h) not in handles)
+    ipr.tc(
+        "add-filter", "bpf", ifindex, handle, fd=fd, name=name, parent=parent, direct_action=True, prio=prio
+    )
+
+
+def detach(ipr: IPRoute, f: Filter) -> None:
+    """Removes one of our filters."""
+    with _gone_is_fine():
+        ipr.tc(
+            "del-filter",
+            index=f.ifindex,
+            handle=f.handle,
+            parent=f.parent,
+            kind="bpf",
+            info=f.prio << 16 | _ETH_P_ALL,
+        )
+
+
+@contextlib.contextmanager
+def _gone_is_fine() -> Iterator[None]:
+    try:
+        yield
+    except NetlinkError as e:
+        if e.code not in (errno.ENOENT, errno.ENODEV, errno.EINVAL):
+            raise
+
+
+def u32(value: int) -> bytes:
+    """A map key."""
+    return value.to_bytes(4, "little")
+
+
+class Datapath:
+    """Open descriptors of a namespace's maps and programs. Use as a context manager."""
+
+    def __init__(self, maps: dict[str, bpf.Map], programs: dict[str, int]) -> None:
+        self.maps = maps
+        self.programs = programs
+
+    def __enter__(self) -> Datapath:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the descriptors; what is attached stays."""
+        loader.Loaded(self.maps, self.programs).close()
+        self.maps, self.programs = {}, {}
+
+    @classmethod
+    def find(cls, ipr: IPRoute, devices: list[int] | None = None) -> Datapath | None:
+        """The namespace's datapath, or None. devices: those to look at first."""
+        seen: dict[str, int] = {}
+        order = list(dict.fromkeys([*(devices or []), *clsact_devices(ipr)]))
+        for ifindex in order:
+            for f in filters(ipr, ifindex):
+                seen.setdefault(f.name, f.prog_id)
+            if len(seen) == len(loader.PROGRAMS):
+                break
+        if not seen:
+            return None
+        dp = cls({}, {})
+        try:
+            ids: set[int] = set()
+            for name, prog_id in seen.items():
+                try:
+                    fd = bpf.prog_fd(prog_id)
+                except FileNotFoundError:
+                    continue  # went away meanwhile
+                dp.programs[name] = fd
+                ids.update(bpf.prog_info(fd).map_ids)
+            for map_id in ids:
+                opened = bpf.Map.from_fd(bpf.map_fd(map_id))
+                dp.maps[opened.name] = opened
+        except BaseException:
+            dp.close()
+            raise
+        if "links" not in dp.maps:
+            dp.close()
+            return None
+        return dp
+
+    @classmethod
+    def load(cls, seg_bits: int | None, key_bits: int | None) -> Datapath:
+        """Compiles if need be, and loads a datapath that nothing is attached to yet."""
+        try:
+            loaded = loader.load(loader.compile_object())
+        except (loader.CompileError, loader.LoadError) as e:
+            raise XmasqError(str(e)) from e
+        dp = cls(loaded.maps, loaded.programs)
+        hold = _hold.read()
+        conf = m.Conf(
+            magic=(secrets.randbits(32) & ~0xF) or 0x10,
+            mark=MARK,
+            bounce=BOUNCE,
+            seg_bits=SEG_BITS if seg_bits is None else seg_bits,
+            xbits=key_bits or 0,
+            salt=secrets.randbits(64),
+            rx_hold=hold.rx_ns,
+            tx_hold=hold.tx_ns,
+        )
+        dp.maps["conf"].update(u32(0), conf.raw())
+        return dp
+
+    def conf(self) -> m.Conf:
+        """The settings."""
+        raw = self.maps["conf"].lookup(u32(0))
+        assert raw is not None  # an array map has all its keys
+        return m.Conf.parse(raw)
+
+    def links(self) -> dict[int, m.Link]:
+        """All links by their index in the maps."""
+        found = {}
+        for key, raw in self.maps["links"].items():
+            link = m.Link.parse(raw)
+            if link.ifindex:
+                found[int.from_bytes(key, "little")] = link
+        return found
+
+    def put_link(self, idx: int, link: m.Link) -> None:
+        """Writes a link's settings."""
+        self.maps["links"].update(u32(idx), link.raw())
+
+    def stats(self, idx: int) -> dict[str, int]:
+        """Counters of a link, summed over CPUs; index 0 counts what belongs to no link."""
+        raw = self.maps["stats"].lookup(u32(idx)) or b""
+        total = [0] * len(m.COUNTERS)
+        words = memoryview(raw).cast("Q") if raw else memoryview(b"").cast("B")
+        for i, value in enumerate(words):
+            total[i % len(total)] += value
+        return dict(zip(m.COUNTERS, total, strict=True))
+
+    def clear_stats(self, idx: int) -> None:
+        """Sets a link's counters to 0."""
+        self.maps["stats"].update(u32(idx), bytes(8 * len(m.COUNTERS) * bpf.possible_cpus()))
+
+    def hook_underlay(self, ipr: IPRoute, ifindex: int, mtu: int, undo: contextlib.ExitStack) -> None:
+        """Sees to it that an underlay device has the hooks."""
+        undo.callback(self.release_underlay, ipr, ifindex)
+        raw = self.maps["underlays"].lookup(u32(ifindex))
+        known = m.Underlay.parse(raw) if raw else m.Underlay()
+        known.mtu = mtu
+        if ifindex not in clsact_devices(ipr):
+            known.flags |= m.UNDERLAY_OWN_CLSACT
+            self.maps["underlays"].update(u32(ifindex), known.raw())
+            ipr.tc("add", "clsact", ifindex)
+        self.maps["underlays"].update(u32(ifindex), known.raw())
+        present = {f.name for f in filters(ipr, ifindex)}
+        for parent, name in ((EGRESS, OUT), (INGRESS, IN)):
+            if name not in present:
+                attach(ipr, ifindex, parent, name, self.programs[name])
+
+    def release_underlay(self, ipr: IPRoute, ifindex: int) -> None:
+        """Removes the hooks of an underlay device if no link needs them any more."""
+        if any(link.underlay == ifindex for link in self.links().values()):
+            return
+        for f in filters(ipr, ifindex):
+            detach(ipr, f)
+        raw = self.maps["underlays"].lookup(u32(ifindex))
+        left = [*_raw_filters(ipr, ifindex, INGRESS), *_raw_filters(ipr, ifindex, EGRESS)]
+        if raw and m.Underlay.parse(raw).flags & m.UNDERLAY_OWN_CLSACT and not left:
+            with _gone_is_fine():
+                ipr.tc("del", "clsact", ifindex)
+        self.maps["underlays"].delete(u32(ifindex))
+
+    def hook_link(self, ipr: IPRoute, ifindex: int) -> None:
+        """Attaches encode and arrive to a link. They go with the device."""
+        ipr.tc("add", "clsact", ifindex)
+        attach(ipr, ifindex, INGRESS, ARRIVE, self.programs[ARRIVE])
+        attach(ipr, ifindex, EGRESS, ENCODE, self.programs[ENCODE])
+
+    def add_link(self, idx: int, link: m.Link, undo: contextlib.ExitStack) -> None:
+        """Enters a link into the maps."""
+        undo.callback(self.drop_link, idx)
+        self.clear_stats(idx)
+        self.put_link(idx, link)
+        self.maps["vteps"].update(bytes(link.local), m.Vtep(port=link.port).raw())
+        self.maps["vnis"].update(m.VniKey(local=link.local, vni=link.vni).raw(), u32(idx))
+        self.maps["link_ids"].update(u32(link.ifindex), u32(idx))
+
+    def drop_link(self, idx: int) -> None:
+        """Removes a link from the maps. Its keys stay reserved; packets that bear them bounce."""
+        link = m.Link.parse(self.maps["links"].lookup(u32(idx)) or b"")
+        self.put_link(idx, m.Link(tx_gen=link.tx_gen + 1, rx_gen=link.rx_gen + 1))
+        if not link.ifindex:
+            return
+        self.maps["link_ids"].delete(u32(link.ifindex))
+        self.maps["vnis"].delete(m.VniKey(local=link.local, vni=link.vni).raw())
+        if all(bytes(other.local) != bytes(link.local) for other in self.links().values()):
+            self.maps["vteps"].delete(bytes(link.local))
+
+    def values(self, name: str) -> Iterator[tuple[Any, Any]]:
+        """Keys and values of a map as structures (an int where the map has a plain u32)."""
+        key_type, value_type = m.LAYOUT[name]
+        for key, value in self.maps[name].items():
+            yield (
+                key_type.parse(key) if key_type else int.from_bytes(key, "little"),
+                value_type.parse(value) if value_type else int.from_bytes(value, "little"),
+            )
+
+
+def require_root() -> None:
+    """Raises InputError where programs cannot be loaded or hooks not be set."""
+    if os.geteuid() != 0:
+        raise InputError("user", "only root can do that (CAP_NET_ADMIN, CAP_BPF and CAP_SYS_ADMIN)")
+
+
+def _why(e: OSError | NetlinkError) -> str:
+    if isinstance(e, NetlinkError):
+        return os.strerror(e.code)
+    return f"{e.strerror or e}" + (f": {e.filename}" if e.filename else "")
+
+
+def api(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """A public function: what the kernel refuses reaches the caller as XmasqError."""
+
+    @functools.wraps(function)
+    def wrapped(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        try:
+            return function(*args, **kwargs)
+        except (OSError, NetlinkError) as e:
+            raise XmasqError(f"the kernel refuses: {_why(e)}") from e
+
+    return wrapped
+
+
+def api_iterator(function: Callable[_P, Iterator[_R]]) -> Callable[_P, Iterator[_R]]:
+    """The same for a generator function."""
+
+    @functools.wraps(function)
+    def wrapped(*args: _P.args, **kwargs: _P.kwargs) -> Iterator[_R]:
+        try:
+            yield from function(*args, **kwargs)
+        except (OSError, NetlinkError) as e:
+            raise XmasqError(f"the kernel refuses: {_why(e)}") from e
+
+    return wrapped

@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is encoded and decoded at this moment, and ending it before its time."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import struct
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+from pyroute2 import IPRoute
+
+from kmod_ebpf import bpf, loader
+from kmod_ebpf import maps as m
+
+from . import _hold
+from ._datapath import Datapath, api, api_iterator, require_root
+from ._errors import InputError, XmasqError
+from ._link import device_names, find_links
+from ._model import Flow, Key, Peer
+from ._netns import locked
+
+
+def ipv4(raw: Any) -> str:
+    """An address as text."""
+    return str(ipaddress.IPv4Address(bytes(raw)))
+
+
+def mac(raw: Any) -> str:
+    """A link layer address as text."""
+    return bytes(raw).hex(":")
+
+
+@api_iterator
+def flows(link: str | None = None) -> Iterator[Flow]:
+    """The flows that this host encodes now. Raises InputError for an unknown link."""
+    with IPRoute() as ipr, find_links(ipr, link) as (dp, links):
+        if dp is None:
+            return
+        names = device_names(ipr)
+        by_index = {x.ifindex: x for x in links.values()}
+        pairs = {idx: p.gen for idx, p in dp.values("pairs") if p.local[0]}
+        now = _hold.now_ns()
+        for f, e in dp.values("flows"):
+            at = by_index.get(f.ifindex)
+            if at is None or now >= e.lease_end or pairs.get(e.pair) != e.pair_gen:
+                continue
+            yield Flow(
+                names.get(f.ifindex, f"if{f.ifindex}"),
+                at.vni,
+                mac(f.smac),
+                mac(f.dmac),
+                ipv4(f.sip),
+                ipv4(f.dip),
+                f.dscp,
+                not f.variant & m.VAR_NODF,
+                ipv4(e.peer),
+                ipv4(e.local),
+                e.key,
+                (e.lease_end - now) // 1_000_000,
+                names.get(e.oif, f"if{e.oif}"),
+                ipv4(e.nexthop) if e.route else None,
+            )
+
+
+def _slots(dp: Datapath, now: int) -> Iterator[tuple[int, int, Any]]:
+    """The slots that are reserved still, each with the index of its block and its own in that."""
+    for idx, block in dp.values("blocks"):
+        if block.busy_until >= now:
+            for at, slot in enumerate(block.slots):
+                if slot.until >= now:
+                    yield idx, at, slot
+
+
+@api_iterator
+def keys(link: str | None = None) -> Iterator[Key]:
+    """The keys that this host has given and not yet taken back. Raises InputError."""
+    with IPRoute() as ipr, find_links(ipr, link) as (dp, links):
+        if dp is None:
+            return
+        names = device_names(ipr)
+        now = _hold.now_ns()
+        for _, _, s in _slots(dp, now):
+            at = links.get(s.link)
+            if at is None and link is not None:
+                continue
+            state, left = "reserved", 0
+            if at and at.rx_gen == s.rx_gen and at.ifindex == s.ifindex:
+                if s.valid > now:
+                    state, left = "granted", max(0, s.valid - now - at.guard_ms * 1_000_000)
+                elif s.offered:
+                    state = "offered"
+            yield Key(
+                names.get(s.ifindex, f"if{s.ifindex}"),
+                at.vni if at else 0,
+                mac(s.smac),
+                mac(s.dmac),
+                ipv4(s.sip),
+                ipv4(s.dip),
+                s.dscp,
+                not s.variant & m.VAR_NODF,
+                ipv4(s.peer),
+                ipv4(s.local),
+                s.key,
+                left // 1_000_000,
+                bool(s.used),
+                state,
+            )
+
+
+@api
+def peers() -> list[Peer]:
+    """The remote VTEPs that have been heard to speak xmasq."""
+    with IPRoute() as ipr, find_links(ipr, None) as (dp, _):
+        if dp is None:
+            return []
+        now = _hold.now_ns()
+        encoded: Counter[tuple[str, str]] = Counter()
+        decoded: Counter[tuple[str, str]] = Counter()
+        for _, e in dp.values("flows"):
+            if now < e.lease_end:
+                encoded[ipv4(e.local), ipv4(e.peer)] += 1
+        for _, _, s in _slots(dp, now):
+            if s.valid > now:
+                decoded[ipv4(s.local), ipv4(s.peer)] += 1
+        found = []
+        for _, p in dp.values("pairs"):
+            if not any(p.local):
+                continue
+            pair = ipv4(p.local), ipv4(p.peer)
+            off = max(0, p.off_until - now)
+            found.append(
+                Peer(
+                    pair[1],
+                    pair[0],
+                    (now - p.heard) // 1_000_000 if p.heard else None,
+                    encoded[pair],
+                    decoded[pair],
+                    "path" if off else "ok",
+                    off // 1_000_000,
+                )
+            )
+        return found
+
+
+def _address(argument: str, text: str | None) -> bytes | None:
+    if text is None:
+        return None
+    try:
+        return ipaddress.IPv4Address(text).packed
+    except ValueError:
+        raise InputError(argument, f'"{text}" is not an IPv4 address') from None
+
+
+@api
+def flush(
+    link: str | None = None,
+    peer: str | None = None,
+    source: str | None = None,
+    destination: str | None = None,
+) -> int:
+    """Ends flows and keys before their time; returns how many. All that match, or all.
+
+    The flows' next packets take the fallback and negotiate anew; packets under way with a key of
+    ours bounce. The keys stay reserved for as long as their leases would have run. Raises InputError.
+    """
+    require_root()
+    want = {"sip": _address("source", source), "dip": _address("destination", destination)}
+    at_peer = _address("peer", peer)
+    ended = 0
+    with locked(), IPRoute() as ipr, find_links(ipr, link) as (dp, links):
+        if dp is None:
+            return 0
+        indexes = {x.ifindex for x in links.values()}
+        now = _hold.now_ns()
+
+        def matches(flow: Any, of_peer: Any) -> bool:
+            return (
+                flow.ifindex in indexes
+                and (at_peer is None or bytes(of_peer) == at_peer)
+                and all(v is None or bytes(getattr(flow, k)) == v for k, v in want.items())
+            )
+
+        for f, e in list(dp.values("flows")):
+            if now < e.lease_end and matches(f, e.peer):
+                # Not deleted: memory of a deleted element may be taken for another flow at once.
+                e.lease_end = 0
+                dp.maps["flows"].update(f.raw(), e.raw())
+                ended += 1
+        ended += _end_keys(dp, now, matches)
+    return ended
+
+
+def _end_keys(dp: Datapath, now: int, matches: Any) -> int:
+    """Ends the keys that match, one by one, in the kernel, where the lock can be held."""
+    hits = [(b, at, s.seal) for b, at, s in _slots(dp, now) if s.valid > now and matches(s, s.peer)]
+    if not hits:
+        return 0
+    try:
+        fd = loader.load_program(loader.compile_object(), loader.FLUSH, dp.maps)
+    except (loader.CompileError, loader.LoadError) as e:
+        raise XmasqError(str(e)) from e
+    try:
+        return sum(
+            bpf.prog_test_run(fd, bytes(14) + struct.pack("<IIQ", *hit) + bytes(34)).retval for hit in hits
+        )
+    finally:
+        os.close(fd)

@@ -1,0 +1,490 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Creating, changing, listing and deleting xmasq links in the present network namespace.
+
+An xmasq link is a vxlan device that has our programs on its hooks (docs/architecture.md). All that
+is ordinary about it stays with `ip` and `bridge`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import ipaddress
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from kmod_ebpf import maps as m
+
+from . import _hold
+from ._datapath import Datapath, api, require_root, u32
+from ._errors import InputError, XmasqError
+from ._model import Link
+from ._netns import locked
+
+VNI_MAX = (1 << 24) - 1
+MTU_MIN = 68
+PORT = 4789
+_ARPHRD_ETHER = 1
+_GEN_STRIDE = 1 << 16  # user space steps the generation by more than the datapath does meanwhile
+_FLAGS = {
+    0x1: "UP",
+    0x2: "BROADCAST",
+    0x8: "LOOPBACK",
+    0x10: "POINTOPOINT",
+    0x40: "RUNNING",
+    0x80: "NOARP",
+    0x100: "PROMISC",
+    0x200: "ALLMULTI",
+    0x1000: "MULTICAST",
+    0x10000: "LOWER_UP",
+}
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What create_link was asked for, checked as far as it can be without the kernel."""
+
+    name: str
+    vni: int
+    local: ipaddress.IPv4Address
+    dev: str | None
+    remote: ipaddress.IPv4Address | None
+    port: int
+    mtu: int | None
+    address: str | None
+    learning: bool
+    lease_ms: int
+    secret: bytes | None
+    seg_bits: int | None
+    key_bits: int | None
+
+
+def _in_range(argument: str, value: int, low: int, high: int, unit: str = "") -> int:
+    if not low <= value <= high:
+        raise InputError(argument, f"{value} is out of range, allowed is {low} to {high}{unit}")
+    return value
+
+
+def check_name(name: str) -> str:
+    """A device name as the kernel wants it (net/core/dev.c, dev_valid_name)."""
+    if not 1 <= len(name.encode()) <= 15 or name in (".", "..") or re.search(r"[\s/:]", name):
+        raise InputError("name", f'"{name}" is not a device name: 1 to 15 bytes without "/", ":" or space')
+    return name
+
+
+def _ip(argument: str, text: str) -> ipaddress.IPv4Address:
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        raise InputError(argument, f'"{text}" is not an IP address') from None
+    if not isinstance(address, ipaddress.IPv4Address):
+        raise InputError(argument, f"{text} is an IPv6 address, and this version encodes over IPv4 only")
+    if address.is_multicast or address.is_unspecified or address.is_loopback or int(address) == 0xFFFFFFFF:
+        raise InputError(argument, f"{text} is not a unicast address of a host")
+    return address
+
+
+def _lladdr(text: str) -> str:
+    if not re.fullmatch(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}", text):
+        raise InputError("address", f'"{text}" is not a link layer address such as 02:00:00:00:00:01')
+    if int(text[:2], 16) & 1 or int(text.replace(":", ""), 16) == 0:
+        raise InputError("address", f"{text} is not a unicast link layer address")
+    return text.lower()
+
+
+def check_lease(lease_ms: int) -> int:
+    """A lease in ms."""
+    return _in_range("lease", lease_ms, _hold.LEASE_MIN_MS, _hold.LEASE_MAX_MS, " ms")
+
+
+def device_names(ipr: IPRoute) -> dict[int, str]:
+    """Device names by index."""
+    return {msg["index"]: msg.get_attr("IFLA_IFNAME") for msg in ipr.get_links()}
+
+
+def _device(ipr: IPRoute, name: str) -> Any | None:
+    if not 1 <= len(name.encode()) <= 15:
+        return None
+    try:
+        return ipr.link("get", ifname=name)[0]
+    except NetlinkError as e:
+        if e.code == errno.ENODEV:
+            return None
+        raise
+
+
+def _underlay(ipr: IPRoute, want: _Request) -> Any:
+    """The device that carries the underlay hooks."""
+    owners = [a["index"] for a in ipr.get_addr(family=2) if a.get_attr("IFA_LOCAL") == str(want.local)]
+    if not owners:
+        raise InputError("local", f"{want.local} is not an address of this host")
+    if want.dev is not None:
+        device = _device(ipr, want.dev)
+        if device is None:
+            raise InputError("dev", f'there is no device "{want.dev}"')
+    else:
+        device = ipr.link("get", index=owners[0])[0]
+    name = device.get_attr("IFLA_IFNAME")
+    if device["ifi_type"] != _ARPHRD_ETHER:
+        hint = "name the device that reaches the peers" if want.dev is None else "Ethernet devices only"
+        raise InputError("dev", f"{name} has no Ethernet header and cannot carry encoded packets; {hint}")
+    return device
+
+
+def _check_against_kernel(ipr: IPRoute, want: _Request, underlay: Any, dp: Datapath | None) -> int:
+    """Checks what needs a look at the kernel; returns the link's MTU."""
+    most = underlay.get_attr("IFLA_MTU")
+    mtu = most if want.mtu is None else _in_range("mtu", want.mtu, MTU_MIN, most, " (the underlay's MTU)")
+    if _device(ipr, want.name) is not None:
+        raise InputError("name", f'a device "{want.name}" exists already')
+    for link in dp.links().values() if dp else ():
+        if bytes(link.local) != want.local.packed:
+            continue
+        port = int.from_bytes(bytes(link.port), "big")
+        if port != want.port:
+            raise InputError("dstport", f"links at {want.local} share one port, and it is {port} already")
+        if link.vni == want.vni:
+            raise InputError("id", f"VNI {want.vni} has a link at {want.local} already")
+    if dp:
+        conf = dp.conf()
+        for word, asked, have in (
+            ("segment-bits", want.seg_bits, conf.seg_bits),
+            ("key-bits", want.key_bits, conf.xbits),
+        ):
+            if asked is not None and asked != have:
+                raise InputError(word, f"all links of a host have the same, and it is {have} already")
+    return int(mtu)
+
+
+def _create_device(ipr: IPRoute, want: _Request, mtu: int, vxlan: Mapping[str, Any]) -> int:
+    extra: dict[str, Any] = {}
+    if want.remote:
+        extra["vxlan_group"] = str(want.remote)
+    if want.address:
+        extra["address"] = want.address
+    try:
+        ipr.link(
+            "add",
+            ifname=want.name,
+            kind="vxlan",
+            mtu=mtu,
+            vxlan_id=want.vni,
+            vxlan_local=str(want.local),
+            vxlan_port=want.port,
+            vxlan_learning=int(want.learning),
+            **extra,
+            **vxlan,
+        )
+    except NetlinkError as e:
+        if e.code == errno.EEXIST:
+            text = f"VNI {want.vni} with port {want.port} is in use by another vxlan device of this host"
+            raise InputError("id", text) from e
+        raise XmasqError(f"the kernel refuses the device: {os.strerror(e.code)}") from e
+    device = _device(ipr, want.name)
+    if device is None:
+        raise XmasqError(f'the device "{want.name}" went away at once')
+    return int(device["index"])
+
+
+def _find(ipr: IPRoute) -> Datapath | None:
+    vxlans = [msg["index"] for msg in ipr.get_links(kind="vxlan")]
+    return Datapath.find(ipr, vxlans[:8])
+
+
+def _reap(ipr: IPRoute, dp: Datapath) -> None:
+    """Forgets links whose devices were deleted without us."""
+    alive = device_names(ipr)
+    for idx, link in dp.links().items():
+        if link.ifindex not in alive:
+            dp.drop_link(idx)
+            dp.release_underlay(ipr, link.underlay)
+
+
+@contextlib.contextmanager
+def find_links(ipr: IPRoute, name: str | None) -> Iterator[tuple[Datapath | None, dict[int, m.Link]]]:
+    """The datapath and its links by index, or only the named one. Raises InputError."""
+    index = None
+    if name is not None:
+        device = _device(ipr, name)
+        if device is None:
+            raise InputError("name", f'there is no device "{name}"')
+        index = device["index"]
+    dp = _find(ipr)
+    try:
+        links = dp.links() if dp else {}
+        if index is not None:
+            links = {idx: link for idx, link in links.items() if link.ifindex == index}
+            if not links:
+                raise InputError("name", f'"{name}" is not an xmasq link')
+        yield dp, links
+    finally:
+        if dp:
+            dp.close()
+
+
+@api
+def create_link(
+    name: str,
+    *,
+    vni: int,
+    local: str,
+    dev: str | None = None,
+    remote: str | None = None,
+    port: int = PORT,
+    mtu: int | None = None,
+    address: str | None = None,
+    learning: bool = True,
+    lease_ms: int = _hold.LEASE_DEFAULT_MS,
+    up: bool = False,
+    secret: bytes | None = None,
+    seg_bits: int | None = None,
+    key_bits: int | None = None,
+    vxlan: Mapping[str, int] | None = None,
+) -> Link:
+    """Creates an xmasq link, all of it or nothing.
+
+    vni: 0 to 2^24-1. local: the VTEP address, one of this host's. dev: the device with the underlay
+    hooks, by default the one that owns local. remote: where frames go that the FDB does not know.
+    mtu: at most, and by default, the underlay's. lease_ms: 1,000 to 60,000. secret: 16 bytes that
+    both ends share. seg_bits: S, 4 to 8, and key_bits: 0 to 3 further key bits in DSCP
+    (docs/protocol.md). vxlan: further attributes of the vxlan device by their pyroute2 names.
+
+    Raises InputError for a bad argument, XmasqError if the kernel refuses.
+    """
+    want = _Request(
+        check_name(name),
+        _in_range("id", vni, 0, VNI_MAX),
+        _ip("local", local),
+        dev,
+        _ip("remote", remote) if remote else None,
+        _in_range("dstport", port, 1, 65535),
+        mtu,
+        _lladdr(address) if address else None,
+        learning,
+        check_lease(lease_ms),
+        secret,
+        None if seg_bits is None else _in_range("segment-bits", seg_bits, 4, 8),
+        None if key_bits is None else _in_range("key-bits", key_bits, 0, 3),
+    )
+    require_root()
+    with locked(), IPRoute() as ipr, contextlib.ExitStack() as close:
+        dp = _find(ipr)
+        if dp:
+            close.callback(dp.close)
+            _reap(ipr, dp)
+            if not dp.links():
+                dp.close()
+                dp = None
+        underlay = _underlay(ipr, want)
+        mtu = _check_against_kernel(ipr, want, underlay, dp)
+        if dp is None:
+            dp = Datapath.load(want.seg_bits, want.key_bits)
+            close.callback(dp.close)
+        _hold.live(want.lease_ms)
+        with contextlib.ExitStack() as undo:
+            _build(ipr, dp, want, underlay, mtu, vxlan or {}, undo)
+            if up:
+                ipr.link("set", index=ipr.link_lookup(ifname=name)[0], state="up")
+            undo.pop_all()
+    return links(name)[0]
+
+
+def _build(
+    ipr: IPRoute,
+    dp: Datapath,
+    want: _Request,
+    underlay: Any,
+    mtu: int,
+    vxlan: Mapping[str, int],
+    undo: contextlib.ExitStack,
+) -> None:
+    """Device, hooks and map entries, in an order in which each state on the way is harmless."""
+    used = dp.links()
+    idx = next((i for i in range(1, dp.maps["links"].max_entries) if i not in used), None)
+    if idx is None:
+        raise XmasqError(f"there are {len(used)} xmasq links here already, and no room for more")
+    undo.callback(_remove_device, ipr, want)
+    ifindex = _create_device(ipr, want, mtu, vxlan)
+    device = ipr.link("get", index=ifindex)[0]
+    old = m.Link.parse(dp.maps["links"].lookup(u32(idx)) or b"")
+    link = m.Link(
+        ifindex=ifindex,
+        vni=want.vni,
+        local=m.Be32(*want.local.packed),
+        port=m.Be16(*want.port.to_bytes(2, "big")),
+        mac=m.Mac(*bytes.fromhex(device.get_attr("IFLA_ADDRESS").replace(":", ""))),
+        flags=m.LINK_UP
+        | (m.LINK_LEARNING if want.learning else 0)
+        | (m.LINK_SECRET if want.secret is not None else 0),
+        lease_ms=want.lease_ms,
+        guard_ms=_hold.guard_ms(want.lease_ms),
+        tx_gen=old.tx_gen + 1,
+        rx_gen=old.rx_gen + 1,
+        underlay=underlay["index"],
+    )
+    if want.secret is not None:
+        link.secret = m.Secret.from_buffer_copy(want.secret)
+    dp.hook_underlay(ipr, underlay["index"], underlay.get_attr("IFLA_MTU"), undo)
+    dp.add_link(idx, link, undo)
+    dp.hook_link(ipr, ifindex)
+
+
+def _remove_device(ipr: IPRoute, want: _Request) -> None:
+    """Undoes _create_device, if it came so far: by its name and VNI, the index may not be known."""
+    device = _device(ipr, want.name)
+    if device is None:
+        return
+    info = device.get_attr("IFLA_LINKINFO")
+    data = info.get_attr("IFLA_INFO_DATA") if info else None
+    if data and data.get_attr("IFLA_VXLAN_ID") == want.vni:
+        ipr.link("del", index=device["index"])
+
+
+@api
+def delete_link(name: str) -> None:
+    """Deletes an xmasq link; the last one takes the datapath along. Raises InputError, XmasqError."""
+    require_root()
+    with locked(), IPRoute() as ipr, find_links(ipr, name) as (dp, found):
+        assert dp is not None  # find_links raises for a link that is not there
+        ((idx, link),) = found.items()
+        dp.drop_link(idx)
+        try:
+            ipr.link("del", index=link.ifindex)
+        except NetlinkError as e:
+            if e.code != errno.ENODEV:
+                raise XmasqError(f"the kernel does not delete {name}: {os.strerror(e.code)}") from e
+        dp.release_underlay(ipr, link.underlay)
+        _reap(ipr, dp)
+        if not dp.links():
+            _hold.removed()
+
+
+@api
+def set_link(
+    name: str,
+    *,
+    fastpath: bool | None = None,
+    lease_ms: int | None = None,
+    secret: bytes | None = None,
+) -> None:
+    """Changes a running link. fastpath False: all traffic takes the fallback, visible to captures.
+
+    Raises InputError, XmasqError.
+    """
+    if lease_ms is not None:
+        check_lease(lease_ms)
+    require_root()
+    with locked(), IPRoute() as ipr, find_links(ipr, name) as (dp, found):
+        assert dp is not None  # find_links raises for a link that is not there
+        ((idx, link),) = found.items()
+        if fastpath is not None:
+            link.flags = link.flags | m.LINK_UP if fastpath else link.flags & ~m.LINK_UP
+            if not fastpath:
+                link.rx_gen += 1
+        if lease_ms is not None:
+            _hold.live(lease_ms)
+            link.lease_ms, link.guard_ms = lease_ms, _hold.guard_ms(lease_ms)
+        if secret is not None:
+            link.flags |= m.LINK_SECRET
+            link.secret = m.Secret.from_buffer_copy(secret)
+            link.rx_gen += 1
+        link.tx_gen += _GEN_STRIDE
+        dp.put_link(idx, link)
+
+
+def _stats(dp: Datapath, idx: int) -> dict[str, int]:
+    stats = dp.stats(idx)
+    host = dp.stats(0)
+    stats["fallback"] = sum(v for k, v in stats.items() if k.startswith("fb_"))
+    stats["bounced"] = stats["restored"]
+    # These belong to the host: a bounce names no VNI, nor does what was sanitised.
+    for name in ("bounce_tx", "bounce_rx", "stray", "sanitised", "ctl_bad", "ctl_version", "path_off"):
+        stats[name] += host[name]
+    return stats
+
+
+def _info(device: Any, link: m.Link, names: Mapping[int, str]) -> dict[str, Any]:
+    """The device as `ip -j -d link show` would print it."""
+    flags = device["flags"]
+    attr = device.get_attr
+    data_in = attr("IFLA_LINKINFO").get_attr("IFLA_INFO_DATA")
+    data: dict[str, Any] = {"id": link.vni}
+    if data_in.get_attr("IFLA_VXLAN_GROUP"):
+        data["remote"] = data_in.get_attr("IFLA_VXLAN_GROUP")
+    data |= {
+        "local": str(ipaddress.IPv4Address(bytes(link.local))),
+        "dev": names.get(link.underlay, f"if{link.underlay}"),
+        "port": int.from_bytes(bytes(link.port), "big"),
+        "learning": bool(data_in.get_attr("IFLA_VXLAN_LEARNING")),
+        "ttl": data_in.get_attr("IFLA_VXLAN_TTL"),
+        "ageing": data_in.get_attr("IFLA_VXLAN_AGEING"),
+        "udp_csum": bool(data_in.get_attr("IFLA_VXLAN_UDP_CSUM")),
+        "lease": link.lease_ms / 1000,
+        "fastpath": bool(link.flags & m.LINK_UP),
+        "secret": bool(link.flags & m.LINK_SECRET),
+    }
+    info: dict[str, Any] = {
+        "ifindex": device["index"],
+        "ifname": attr("IFLA_IFNAME"),
+        "flags": [name for bit, name in _FLAGS.items() if flags & bit],
+        "mtu": attr("IFLA_MTU"),
+        "qdisc": attr("IFLA_QDISC"),
+        "operstate": attr("IFLA_OPERSTATE"),
+        "linkmode": "DEFAULT",
+        "group": "default" if not attr("IFLA_GROUP") else str(attr("IFLA_GROUP")),
+        "txqlen": attr("IFLA_TXQLEN"),
+        "link_type": "ether",
+        "address": attr("IFLA_ADDRESS"),
+        "broadcast": attr("IFLA_BROADCAST"),
+        "promiscuity": attr("IFLA_PROMISCUITY"),
+        "min_mtu": attr("IFLA_MIN_MTU"),
+        "max_mtu": attr("IFLA_MAX_MTU"),
+        "linkinfo": {"info_kind": "xmasq", "info_data": data},
+    }
+    if attr("IFLA_MASTER"):
+        info["master"] = names.get(attr("IFLA_MASTER"), f"if{attr('IFLA_MASTER')}")
+    return info
+
+
+@api
+def links(name: str | None = None) -> list[Link]:
+    """The namespace's xmasq links with their counters, by device index. Raises InputError."""
+    with IPRoute() as ipr, find_links(ipr, name) as (dp, found):
+        if dp is None:
+            return []
+        devices = {msg["index"]: msg for msg in ipr.get_links()}
+        names = {index: msg.get_attr("IFLA_IFNAME") for index, msg in devices.items()}
+        result = []
+        for idx, link in sorted(found.items(), key=lambda item: item[1].ifindex):
+            device = devices.get(link.ifindex)
+            if device is None:
+                continue
+            info = _info(device, link, names)
+            data = info["linkinfo"]["info_data"]
+            result.append(
+                Link(
+                    info["ifname"],
+                    link.ifindex,
+                    link.vni,
+                    data["local"],
+                    data["dev"],
+                    data.get("remote"),
+                    data["port"],
+                    info["mtu"],
+                    info["address"],
+                    data["learning"],
+                    link.lease_ms,
+                    data["fastpath"],
+                    data["secret"],
+                    bool(device["flags"] & 1),
+                    info,
+                    _stats(dp, idx),
+                )
+            )
+        return result
