@@ -131,6 +131,7 @@ class Entry(Struct):
         ("seal", u64),
         ("asked", u64),
         ("vouched", u64),
+        ("sent_at", u64),
         ("gen", u32),
         ("sent", u32),
     ]

@@ -26,10 +26,12 @@ from ._datapath import Datapath, api, require_root, u32
 from ._errors import InputError, XmasqError
 from ._model import Link
 from ._netns import locked
+from ._wire import SEG_BITS
 
 VNI_MAX = (1 << 24) - 1
 MTU_MIN = 68
 PORT = 4789
+KEY_BITS_MAX = 13
 _ARPHRD_ETHER = 1
 _GEN_STRIDE = 1 << 16  # user space steps the generation by more than the datapath does meanwhile
 _FLAGS = {
@@ -272,6 +274,10 @@ def create_link(
         None if seg_bits is None else _in_range("segment-bits", seg_bits, 4, 8),
         None if key_bits is None else _in_range("key-bits", key_bits, 0, 3),
     )
+    if 16 - (seg_bits or SEG_BITS) + (key_bits or 0) > KEY_BITS_MAX:
+        raise InputError(
+            "key-bits", f"{key_bits} makes keys longer than the {KEY_BITS_MAX} bits there is room for"
+        )
     require_root()
     with locked(), IPRoute() as ipr, contextlib.ExitStack() as close:
         dp = _find(ipr)

@@ -154,8 +154,10 @@ static __always_inline __u32 on_offer(struct conf *conf, __u32 idx, struct link 
 		p.tx_gen = s.tx_gen;
 		p.sent = 0;
 		e = flow_get(&f);
-		if (e && e->key == key && e->peer == fr->ip.src)
-			p.sent = e->sent;
+		/* Not what may still be under way, beside the fallback packet that asked. */
+		if (e && e->key == key && e->peer == fr->ip.src && e->sent >= USED_ENOUGH &&
+		    s.at > e->sent_at + 500 * NSEC_PER_MSEC)
+			p.sent = 1;
 		p.at = now;
 		p.seal = seal_pending(&f, &p);
 		if (pending_set(&f, &p))
@@ -258,7 +260,7 @@ static __always_inline __u32 on_confirm(struct __sk_buff *skb, struct conf *conf
 	if (!pair_idx || !pair || now < pair->off_until)
 		return 0;
 	pair->heard = now;
-	if (p.sent >= USED_ENOUGH && !(fr->ctl.flags & XM_CTL_USED)) {
+	if (p.sent && !(fr->ctl.flags & XM_CTL_USED)) {
 		unused_key(pair, now);
 		count(idx, C_PATH_OFF);
 		return 0;

@@ -15,6 +15,9 @@
 /* Keeps LLVM from merging stores to adjacent context fields, which the verifier refuses. */
 #define barrier() asm volatile("" ::: "memory")
 
+/* Hides what LLVM knows of a number, so that it keeps the masks that the verifier wants to see. */
+#define opaque(x) asm volatile("" : "+r"(x))
+
 /* All targets that BCC supports here are little endian. */
 #define be16(x) ((__u16)__builtin_bswap16(x))
 #define be32(x) ((__u32)__builtin_bswap32(x))
@@ -38,6 +41,7 @@
 #define VXLAN_HDR_LEN 8
 
 #define XM_AF_INET 2
+#define PACKET_HOST 0
 /* Actions of the clsact chain (linux/pkt_cls.h). UNSPEC lets the next program run. */
 #define ACT_UNSPEC (-1)
 #define ACT_SHOT 2

@@ -155,7 +155,7 @@ static __always_inline int encode(struct __sk_buff *skb)
 	if (pair->gen != e.pair_gen)
 		goto fallback;
 	reason = C_FB_UNVOUCHED;
-	if (live->gen != link->tx_gen || live->vouched < live->asked)
+	if (!(link->flags & LINK_UP) || live->gen != link->tx_gen || live->vouched < live->asked)
 		goto fallback;
 	reason = C_FB_RENEWAL;
 	if (now >= e.renew_at && now - live->asked > NSEC_PER_SEC) {
@@ -204,8 +204,8 @@ static __always_inline int encode(struct __sk_buff *skb)
 		count(e.link, C_ERROR);
 		return ACT_SHOT;
 	}
-	if (live->sent < USED_ENOUGH)
-		live->sent++;
+	if (live->sent < USED_ENOUGH && ++live->sent == USED_ENOUGH)
+		live->sent_at = now;
 	count_bytes(e.link, C_ENCODED, skb->len);
 	mark_set(skb, conf, KIND_ENCODED);
 	if (!e.route)

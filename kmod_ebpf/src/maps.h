@@ -108,6 +108,7 @@ struct entry {
 	/* Hints, written in place: */
 	__u64 asked; /* a packet took the fallback for renewal then */
 	__u64 vouched; /* a fallback packet was last seen to leave for this very peer */
+	__u64 sent_at; /* when sent reached USED_ENOUGH */
 	__u32 gen; /* the link's tx_gen at that time */
 	__u32 sent; /* encoded with this key, up to USED_ENOUGH */
 };
@@ -134,7 +135,7 @@ struct pending {
 	__u32 oif;
 	__u32 lease_ms;
 	__u32 tx_gen;
-	__u32 sent; /* encoded with this key by then */
+	__u32 sent; /* enough was encoded with this key, well before */
 	__u64 at; /* of the first ACCEPT of this round: the lease counts from here */
 	__u64 seal;
 };

@@ -93,8 +93,10 @@ static __always_inline void pair_off(struct pair *p, __u64 now)
 /* The block that holds a key of this pair, or null. A hint until verified under the lock. */
 static __always_inline struct block *block_of(struct pair *p, __u32 key)
 {
-	__u32 id = p->block[(key / BLOCK_KEYS) % PAIR_BLOCKS];
+	__u32 n = key / BLOCK_KEYS, id;
 
+	opaque(n);
+	id = p->block[n % PAIR_BLOCKS];
 	return id ? block_at(id - 1) : 0;
 }
 
@@ -193,7 +195,9 @@ static __always_inline int key_new(struct conf *conf, __u32 idx, struct pair *p,
 
 		if (!key_ok(conf, key))
 			key = 1;
-		n = (key / BLOCK_KEYS) % PAIR_BLOCKS;
+		n = key / BLOCK_KEYS;
+		opaque(n);
+		n %= PAIR_BLOCKS;
 		b = block_of(p, key);
 		if (!b || !block_is(b, idx, p, key))
 			b = block_at(hand % MAX_BLOCKS);

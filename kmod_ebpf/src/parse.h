@@ -38,7 +38,7 @@ static __always_inline __u32 key_bits(const struct conf *conf)
 
 static __always_inline int key_ok(const struct conf *conf, __u32 key)
 {
-	return key && key < (1U << key_bits(conf));
+	return key && key < (1U << key_bits(conf)) && key < BLOCK_KEYS * PAIR_BLOCKS;
 }
 
 static __always_inline __be16 key_wire_id(const struct conf *conf, __u32 key)

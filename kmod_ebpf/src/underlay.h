@@ -217,7 +217,9 @@ static __always_inline int underlay_ingress(struct __sk_buff *skb)
 	int bounce_dscp;
 	__u8 dscp;
 
-	if (skb->protocol != be16(ETHERTYPE_IPV4))
+	/* For this host, and on this device: an untagged VLAN frame belongs to another one. */
+	if (skb->protocol != be16(ETHERTYPE_IPV4) || skb->pkt_type != PACKET_HOST ||
+	    skb->vlan_present)
 		return ACT_UNSPEC;
 	if (data + ETH_HLEN + IP_HDR_LEN > end) {
 		if (xm_skb_pull_data(skb, ETH_HLEN + IP_HDR_LEN))
@@ -348,7 +350,7 @@ static __always_inline int underlay_egress(struct __sk_buff *skb)
 	if (skb->protocol != be16(ETHERTYPE_IPV4))
 		return ACT_UNSPEC;
 	if (data + ETH_HLEN + IP_HDR_LEN + UDP_HDR_LEN > end) {
-		xm_skb_pull_data(skb, ETH_HLEN + IP_HDR_LEN + UDP_HDR_LEN);
+		xm_skb_pull_data(skb, skb->len < 42 ? skb->len : 42);
 		data = (void *)(long)skb->data;
 		end = (void *)(long)skb->data_end;
 		if (data + ETH_HLEN + IP_HDR_LEN > end)
