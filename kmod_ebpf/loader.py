@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -35,11 +36,27 @@ class CompileError(Exception):
 
 
 class LoadError(Exception):
-    """The kernel refused a map or a program; the text is one line, .log the verifier's."""
+    """The kernel refused a map or a program; the text is one line, .log the verifier's.
 
-    def __init__(self, text: str, log: str = "") -> None:
+    missing: what this kernel would need to have, if that is the reason.
+    """
+
+    def __init__(self, text: str, log: str = "", missing: str | None = None) -> None:
         super().__init__(text)
         self.log = log
+        self.missing = missing
+
+
+#: The youngest helpers in use, and the kernels that brought them.
+_SINCE = {"125": "bpf_ktime_get_boot_ns, Linux 5.8", "152": "bpf_redirect_neigh, Linux 5.10"}
+
+
+def _missing(log: str) -> str | None:
+    """What the verifier's log says the kernel lacks."""
+    unknown = re.search(r"(?:unknown|invalid) func (\w+)#(\d+)", log)
+    if unknown:
+        return _SINCE.get(unknown[2], f"the BPF helper {unknown[1]} (number {unknown[2]})")
+    return None
 
 
 @dataclass(frozen=True)
@@ -179,4 +196,4 @@ def load_program(obj: Object, name: str, maps: Mapping[str, bpf.Map]) -> int:
         log = str(e.strerror)
         last = [x for x in log.strip().splitlines() if x and not x.startswith("processed")]
         line = last[-1] if last else os.strerror(e.errno or 0)
-        raise LoadError(f"the kernel refuses the program {name}: {line}", log) from e
+        raise LoadError(f"the kernel refuses the program {name}: {line}", log, _missing(log)) from e

@@ -297,6 +297,7 @@ COUNTERS = (
     "fb_unvouched",
     "fb_torn",
     "fb_header",
+    "fb_tunnel_proto",
     "announced",
     "offer_tx",
     "offer_rx",

@@ -190,7 +190,11 @@ class Datapath:
         """Compiles if need be, and loads a datapath that nothing is attached to yet."""
         try:
             loaded = loader.load(loader.compile_object())
-        except (loader.CompileError, loader.LoadError) as e:
+        except loader.LoadError as e:
+            if e.missing:
+                raise InputError("kernel", f"this one lacks what xmasq needs: {e.missing}") from e
+            raise XmasqError(str(e)) from e
+        except loader.CompileError as e:
             raise XmasqError(str(e)) from e
         dp = cls(loaded.maps, loaded.programs)
         hold = _hold.read()

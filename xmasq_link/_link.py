@@ -21,7 +21,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from kmod_ebpf import maps as m
 
-from . import _hold
+from . import _hold, _offload
 from ._datapath import Datapath, api, require_root, u32
 from ._errors import InputError, XmasqError
 from ._model import Link
@@ -141,6 +141,7 @@ def _underlay(ipr: IPRoute, want: _Request) -> Any:
 
 def _check_against_kernel(ipr: IPRoute, want: _Request, underlay: Any, dp: Datapath | None) -> int:
     """Checks what needs a look at the kernel; returns the link's MTU."""
+    _offload.check(underlay.get_attr("IFLA_IFNAME"))
     most = underlay.get_attr("IFLA_MTU")
     mtu = most if want.mtu is None else _in_range("mtu", want.mtu, MTU_MIN, most, " (the underlay's MTU)")
     if _device(ipr, want.name) is not None:
@@ -187,6 +188,8 @@ def _create_device(ipr: IPRoute, want: _Request, mtu: int, vxlan: Mapping[str, A
         if e.code == errno.EEXIST:
             text = f"VNI {want.vni} with port {want.port} is in use by another vxlan device of this host"
             raise InputError("id", text) from e
+        if e.code == errno.EOPNOTSUPP:
+            raise InputError("kernel", "this one has no vxlan devices (CONFIG_VXLAN)") from e
         raise XmasqError(f"the kernel refuses the device: {os.strerror(e.code)}") from e
     device = _device(ipr, want.name)
     if device is None:

@@ -30,9 +30,12 @@
 #define ETHERTYPE_IPV4 0x0800
 
 #define IPPROTO_ICMP 1
+#define IPPROTO_IPIP 4
 #define IPPROTO_TCP 6
 #define IPPROTO_UDP 17
 #define IPPROTO_DCCP 33
+#define IPPROTO_IPV6 41
+#define IPPROTO_GRE 47
 #define IPPROTO_UDPLITE 136
 
 #define IP_DF 0x4000

@@ -122,10 +122,21 @@ static __always_inline int encode(struct __sk_buff *skb)
 		reason = C_FB_DF_CLEAR;
 		if (f.variant & XM_VAR_NODF)
 			goto fallback;
+		/*
+		 * One segment less than there is room for, so that no train of segments ends right
+		 * before another key's: receivers' GRO joins TCP packets with consecutive IDs.
+		 */
 		reason = C_FB_SEGMENTS;
-		if (segs > 1U << (conf->seg_bits & 15))
+		if (segs >= 1U << (conf->seg_bits & 15))
 			goto fallback;
 	}
+	/*
+	 * Within tunnels GRO looks at the innermost IDs only, so it could join packets with
+	 * different keys.
+	 */
+	reason = C_FB_TUNNEL_PROTO;
+	if (old.proto == IPPROTO_IPIP || old.proto == IPPROTO_IPV6 || old.proto == IPPROTO_GRE)
+		goto fallback;
 	f.ifindex = skb->ifindex;
 	f.sip = old.src;
 	f.dip = old.dst;

@@ -267,6 +267,7 @@ enum counter {
 	C_FB_UNVOUCHED,
 	C_FB_TORN,
 	C_FB_HEADER,
+	C_FB_TUNNEL_PROTO,
 	/* negotiation */
 	C_ANNOUNCED,
 	C_OFFER_TX,

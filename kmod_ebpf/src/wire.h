@@ -51,7 +51,7 @@ struct ctl {
 	__be32 nonce_a; /* of the sender of the flow; 0 in an OFFER */
 	__be32 nonce_b; /* of the receiver of the flow */
 	__u64 auth; /* SipHash-2-4, 0 without a secret */
-};
+} __attribute__((packed, aligned(4)));
 
 /* A whole control packet, as it is written over the packet that it is made of. */
 struct ctl_frame {
@@ -69,6 +69,7 @@ struct ctl_frame {
 #define CTL_TAIL_MAX 256
 
 _Static_assert(sizeof(struct ctl) == 64, "control payload is 64 bytes");
+_Static_assert(__builtin_offsetof(struct ctl_frame, ctl) == IP_HDR_LEN + UDP_HDR_LEN, "no gap");
 _Static_assert(ETH_HLEN + sizeof(struct ctl_frame) <= CTL_HEADROOM, "control packet fits");
 
 #endif
