@@ -97,19 +97,22 @@ def prog_load(name: str, insns: bytes, licence: str = "GPL") -> int:
     attr.pointer(8, insns)
     attr.pointer(16, licence.encode() + b"\0")
     attr.raw[48:64] = _name(name)
+    for _ in range(5):
+        try:
+            return attr.call(PROG_LOAD, 120)
+        except OSError as e:
+            if e.errno in (errno.EPERM, errno.ENOSYS):
+                raise
+            if e.errno != errno.EAGAIN:  # a signal was pending (kernel/bpf/verifier.c)
+                break
+    log = ctypes.create_string_buffer(1 << 22)
+    attr.put(24, 1)
+    attr.put(28, len(log))
+    attr.pointer(32, log)
     try:
         return attr.call(PROG_LOAD, 120)
     except OSError as e:
-        if e.errno in (errno.EPERM, errno.ENOSYS):
-            raise
-        log = ctypes.create_string_buffer(1 << 22)
-        attr.put(24, 1)
-        attr.put(28, len(log))
-        attr.pointer(32, log)
-        try:
-            return attr.call(PROG_LOAD, 120)
-        except OSError as again:
-            raise OSError(again.errno, log.value.decode(errors="replace") or again.strerror) from None
+        raise OSError(e.errno, log.value.decode(errors="replace") or e.strerror) from None
 
 
 @dataclass(frozen=True)

@@ -261,6 +261,12 @@ class MacSeen(Struct):
     _fields_ = [("peer", Be32), ("pad", u32), ("at", u64)]
 
 
+class U64(Struct):
+    """A time in ns since boot."""
+
+    _fields_ = [("at", u64)]
+
+
 class Missed(Struct):
     """Per CPU: the flow that encode has just sent into the fallback."""
 
@@ -344,5 +350,6 @@ LAYOUT: dict[str, tuple[type[Struct] | None, type[Struct] | None]] = {
     "txkeys": (TxkeyKey, Txkey),
     "grants": (Flow, Grant),
     "macs": (MacKey, MacSeen),
+    "oversize": (Flow, U64),
     "missed": (None, Missed),
 }

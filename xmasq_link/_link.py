@@ -378,11 +378,16 @@ def delete_link(name: str) -> None:
 def set_link(
     name: str,
     *,
+    up: bool | None = None,
+    mtu: int | None = None,
     fastpath: bool | None = None,
     lease_ms: int | None = None,
     secret: bytes | None = None,
 ) -> None:
-    """Changes a running link. fastpath False: all traffic takes the fallback, visible to captures.
+    """Changes a running link. None leaves a setting as it is.
+
+    fastpath False: all traffic takes the fallback, visible to captures. mtu: up to the underlay's. A
+    new secret ends all keys that were given under the old one.
 
     Raises InputError, XmasqError.
     """
@@ -392,6 +397,13 @@ def set_link(
     with locked(), IPRoute() as ipr, find_links(ipr, name) as (dp, found):
         assert dp is not None  # find_links raises for a link that is not there
         ((idx, link),) = found.items()
+        device: dict[str, Any] = {}
+        if mtu is not None:
+            # vxlan without a lower device would take any.
+            most = ipr.link("get", index=link.underlay)[0].get_attr("IFLA_MTU")
+            device["mtu"] = _in_range("mtu", mtu, MTU_MIN, most, " (the underlay's MTU)")
+        if up is not None:
+            device["state"] = "up" if up else "down"
         if fastpath is not None:
             link.flags = link.flags | m.LINK_UP if fastpath else link.flags & ~m.LINK_UP
             if not fastpath:
@@ -403,8 +415,11 @@ def set_link(
             link.flags |= m.LINK_SECRET
             link.secret = m.Secret.from_buffer_copy(secret)
             link.rx_gen += 1
-        link.tx_gen += _GEN_STRIDE
-        dp.put_link(idx, link)
+        if fastpath is not None or lease_ms is not None or secret is not None:
+            link.tx_gen += _GEN_STRIDE
+            dp.put_link(idx, link)
+        if device:
+            ipr.link("set", index=link.ifindex, **device)
 
 
 def _stats(dp: Datapath, idx: int) -> dict[str, int]:

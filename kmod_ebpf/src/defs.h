@@ -39,6 +39,7 @@
 #define IPPROTO_UDPLITE 136
 
 #define IP_DF 0x4000
+#define IP_RESERVED 0x8000
 #define IP_HDR_LEN 20
 #define UDP_HDR_LEN 8
 #define VXLAN_HDR_LEN 8

@@ -58,6 +58,44 @@ static __always_inline int fallback(struct __sk_buff *skb, int reason, const str
 	return ACT_UNSPEC;
 }
 
+/*
+ * The vxlan driver answers a DF packet that does not fit the underlay with the tunnel header on,
+ * if the link is a bridge port, with "fragmentation needed" in the destination's name, and drops
+ * it; the container then keeps to the smaller MTU for ten minutes, although the flow is encoded a
+ * round trip later. So for the way through the driver the header's reserved bit is set, which makes
+ * it fragment instead; the underlay's egress hook takes it off again (underlay.h, keep_df). A flow
+ * that stays in the fallback gets the driver's answer after three seconds.
+ */
+static __always_inline void pass_driver(struct __sk_buff *skb, struct flow *f,
+					const struct ip_hdr *old, __u32 seg_len, __u64 now,
+					int live)
+{
+	__u32 *id = link_id(skb->ifindex);
+	struct ip_hdr ip = *old;
+	struct underlay *u;
+	struct link *link;
+	__u64 *first;
+
+	if (old->frag != be16(IP_DF) || !id)
+		return;
+	link = link_at(*id);
+	if (!link || !(link->flags & LINK_UP))
+		return;
+	u = underlay_get(link->underlay);
+	if (!u || seg_len + VXLAN_OVERHEAD <= u->mtu)
+		return;
+	if (!live) {
+		first = oversize_get(f);
+		if (!first)
+			oversize_set(f, now);
+		else if (now - *first > XM_OVERSIZE_PATIENCE)
+			return;
+	}
+	ip.frag |= be16(IP_RESERVED);
+	ip.check = ip_csum_update(old, &ip);
+	xm_skb_store_bytes(skb, ETH_HLEN, &ip, sizeof(ip), 0);
+}
+
 /* Segments that the packet leaves as. */
 static __always_inline __u32 segments(const struct __sk_buff *skb)
 {
@@ -74,7 +112,7 @@ static __always_inline int encode(struct __sk_buff *skb)
 {
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
 	const struct flow *solicit = 0;
-	__u32 l4_len, segs, len;
+	__u32 l4_len, segs, len, seg_len;
 	struct entry *live, e;
 	struct ip_hdr old, new;
 	struct nexthop nh = {};
@@ -83,8 +121,8 @@ static __always_inline int encode(struct __sk_buff *skb)
 	struct pair *pair;
 	struct eth_hdr *eth;
 	struct flow f = {};
+	int reason, granted = 0;
 	__u64 now = 0;
-	int reason;
 
 	reason = C_FB_NOT_IP;
 	if (skb->protocol != be16(ETHERTYPE_IPV4))
@@ -137,6 +175,18 @@ static __always_inline int encode(struct __sk_buff *skb)
 	reason = C_FB_TUNNEL_PROTO;
 	if (old.proto == IPPROTO_IPIP || old.proto == IPPROTO_IPV6 || old.proto == IPPROTO_GRE)
 		goto fallback;
+	seg_len = len;
+	if (segs > 1) {
+		seg_len = IP_HDR_LEN + UDP_HDR_LEN + skb->gso_size;
+		if (old.proto == IPPROTO_TCP) {
+			__u8 *doff = data + ETH_HLEN + IP_HDR_LEN + 12;
+
+			reason = C_FB_HEADER;
+			if ((void *)doff + 1 > end)
+				goto fallback;
+			seg_len = IP_HDR_LEN + (*doff >> 4) * 4 + skb->gso_size;
+		}
+	}
 	f.ifindex = skb->ifindex;
 	f.sip = old.src;
 	f.dip = old.dst;
@@ -165,6 +215,7 @@ static __always_inline int encode(struct __sk_buff *skb)
 	reason = C_FB_EXPIRED;
 	if (pair->gen != e.pair_gen)
 		goto fallback;
+	granted = 1;
 	reason = C_FB_UNVOUCHED;
 	if (!(link->flags & LINK_UP) || live->gen != link->tx_gen || live->vouched < live->asked)
 		goto fallback;
@@ -187,18 +238,8 @@ static __always_inline int encode(struct __sk_buff *skb)
 			goto fallback;
 		}
 	}
-	if (segs > 1) {
-		len = IP_HDR_LEN + UDP_HDR_LEN + skb->gso_size;
-		if (old.proto == IPPROTO_TCP) {
-			__u8 *doff = data + ETH_HLEN + IP_HDR_LEN + 12;
-
-			if ((void *)doff + 1 > end)
-				goto fallback;
-			len = IP_HDR_LEN + (*doff >> 4) * 4 + skb->gso_size;
-		}
-	}
 	reason = C_FB_MTU;
-	if (len > e.mtu)
+	if (seg_len > e.mtu)
 		goto fallback;
 
 	reason = C_FB_HEADER;
@@ -226,6 +267,8 @@ static __always_inline int encode(struct __sk_buff *skb)
 	return xm_redirect_neigh(e.oif, &nh, sizeof(nh), 0);
 
 fallback:
+	if (solicit)
+		pass_driver(skb, &f, &old, seg_len, now, granted);
 	return fallback(skb, reason, solicit, now);
 }
 

@@ -20,6 +20,8 @@
 #define PAIR_BLOCKS 128 /* 13 bits of key at most */
 #define MAX_FLOWS 65536
 
+#define VXLAN_OVERHEAD 50 /* of an IPv4 underlay: IP, UDP, VXLAN, inner Ethernet */
+
 /* Settings of the datapath, written by the control code. */
 struct conf {
 	__u32 magic; /* random; the upper 28 bits of skb->mark between our own programs */

@@ -33,6 +33,8 @@ static __always_inline void grant_set(struct flow *f, struct grant *g);
 static __always_inline struct mac_seen *mac_get(struct mac_key *k);
 static __always_inline void mac_set(struct mac_key *k, struct mac_seen *m);
 static __always_inline void mac_del(struct mac_key *k);
+static __always_inline __u64 *oversize_get(struct flow *f);
+static __always_inline void oversize_set(struct flow *f, __u64 at);
 static __always_inline struct missed *missed_get(void);
 static __always_inline struct counters *counters_at(__u32 idx);
 

@@ -282,6 +282,23 @@ static __always_inline int set_dscp(struct __sk_buff *skb, __u8 tos, __u8 dscp)
 	return xm_skb_store_bytes(skb, ETH_HLEN + 1, &new_tos, 1, 0);
 }
 
+/* Takes off what encode set for the way through the driver (encode.h, pass_driver). */
+static __always_inline void keep_df(struct __sk_buff *skb, struct fallback_hdr *h)
+{
+	struct ip_hdr old, ip;
+
+	if (h->eth.proto != be16(ETHERTYPE_IPV4) || h->inner.ver_ihl != 0x45 ||
+	    h->inner.frag != be16(IP_DF | IP_RESERVED))
+		return;
+	__builtin_memcpy(&old, &h->inner, sizeof(old));
+	ip = old;
+	ip.frag = be16(IP_DF);
+	ip.check = ip_csum_update(&old, &ip);
+	__builtin_memcpy(&h->inner, &ip, sizeof(ip));
+	/* The header's sum stays the same, and with it the outer UDP checksum. */
+	xm_skb_store_bytes(skb, INNER_OFF + ETH_HLEN, &ip, sizeof(ip), 0);
+}
+
 /* Sender: a packet of the vxlan driver leaves. */
 static __always_inline int announce(struct __sk_buff *skb, struct conf *conf, __be32 src,
 				    __be32 dst, __u8 tos)
@@ -297,7 +314,10 @@ static __always_inline int announce(struct __sk_buff *skb, struct conf *conf, __
 		return 0;
 	idx = link_by_vni(src, vxlan_vni(h.vxlan));
 	link = link_at(idx);
-	if (!idx || !link || h.udp.dst != link->port || !(link->flags & LINK_UP))
+	if (!idx || !link || h.udp.dst != link->port)
+		return 0;
+	keep_df(skb, &h);
+	if (!(link->flags & LINK_UP))
 		return 0;
 	if (set_dscp(skb, tos, conf->mark))
 		return 0;

@@ -27,6 +27,7 @@ BPF_TABLE("lru_hash", struct flow, struct pending, pendings, MAX_FLOWS / 4);
 BPF_TABLE("lru_hash", struct txkey_key, struct txkey, txkeys, MAX_FLOWS);
 BPF_TABLE("lru_hash", struct flow, struct grant, grants, MAX_FLOWS);
 BPF_TABLE("lru_hash", struct mac_key, struct mac_seen, macs, MAX_FLOWS / 4);
+BPF_TABLE("lru_hash", struct flow, u64, oversize, MAX_FLOWS / 4);
 BPF_TABLE("percpu_array", u32, struct missed, missed, 1);
 BPF_TABLE("percpu_array", u32, struct counters, stats, MAX_LINKS);
 
@@ -159,6 +160,16 @@ static __always_inline void mac_set(struct mac_key *k, struct mac_seen *m)
 static __always_inline void mac_del(struct mac_key *k)
 {
 	macs.delete(k);
+}
+
+static __always_inline __u64 *oversize_get(struct flow *f)
+{
+	return oversize.lookup(f);
+}
+
+static __always_inline void oversize_set(struct flow *f, __u64 at)
+{
+	oversize.update(f, &at);
 }
 
 static __always_inline struct missed *missed_get(void)
