@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+# Everything here works on a fresh Debian 12, as root, with nothing but make installed.
+
+SHELL := /bin/bash
+PYTHON := .venv/bin/python
+# Two workers: most tests wait for timers, but the key negotiation is timed in milliseconds.
+JOBS ?= 2
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint soak
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## Install what is missing: Debian packages and a Python environment in .venv
+	@.ci/setup
+
+demo: setup ## Show xmasq, VXLAN and plain routing side by side (under a minute)
+	@$(PYTHON) -m tests.demo $(ARGS)
+
+test: setup ## Run the tests; ARGS= goes to pytest, JOBS= says how many at a time
+	@$(PYTHON) -m pytest -n $(JOBS) --dist worksteal $(ARGS)
+
+lint: setup ## Check style and types
+	@.venv/bin/ruff check .
+	@.venv/bin/ruff format --check .
+	@.venv/bin/mypy --strict xmasq_link kmod_ebpf
+	@find kmod_ebpf/src -name '*.[ch]' -print0 | xargs -0 clang-format --dry-run -Werror
+
+soak: setup ## Run the mixture of all faults for ten minutes; ARGS= goes to it
+	@$(PYTHON) -m tests.soak $(ARGS)

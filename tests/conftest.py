@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: Apache-2.0
+"""For all tests: says what they run on, and fails those that need root when there is none."""
+
+from __future__ import annotations
+
+import os
+import platform
+
+import pytest
+
+_NEED_ROOT = ("root", "e2e", "soak")
+
+
+def pytest_report_header() -> str:
+    """One line above the results: results depend on the kernel."""
+    machine = platform.uname()
+    return f"kernel: {machine.release} {machine.machine}, {os.cpu_count()} CPUs, uid {os.geteuid()}"
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Fails, and does not skip: a run that left out what matters must not look like a good one."""
+    if os.geteuid() != 0 and any(item.get_closest_marker(name) for name in _NEED_ROOT):
+        pytest.fail("needs root: it loads programs or makes network namespaces", pytrace=False)
