@@ -16,12 +16,22 @@ struct frame {
 	struct ip_hdr ip;
 } __attribute__((packed, aligned(2)));
 
+/* The IP packet's length, or 0 if the frame does not hold it. */
+static __always_inline __u32 wire_len(const struct __sk_buff *skb, const struct ip_hdr *wire)
+{
+	__u32 len = be16(wire->len);
+
+	if (!len && skb->gso_size)
+		return skb->len - ETH_HLEN; /* GRO made more than 64 KB of it (BIG TCP) */
+	return len >= IP_HDR_LEN && ETH_HLEN + len <= skb->len ? len : 0;
+}
+
 /* Puts the container's headers in place of the encoded ones. */
 static __always_inline int restore(struct __sk_buff *skb, const struct ip_hdr *wire, __be32 sip,
 				   __be32 dip, const __u8 *smac, const __u8 *dmac, __u8 dscp,
 				   __u8 variant, __u32 l4_diff)
 {
-	__u32 len = be16(wire->len);
+	__u32 len = wire_len(skb, wire);
 	__u8 buf[ETH_HLEN + IP_HDR_LEN + 2] __attribute__((aligned(8)));
 	struct ip_hdr old = *wire, ip = *wire;
 
@@ -72,7 +82,7 @@ static __always_inline int decode(struct __sk_buff *skb, struct conf *conf,
 	struct pair *pair;
 	__u32 idx;
 
-	if (!key || be16(wire->len) < IP_HDR_LEN || ETH_HLEN + be16(wire->len) > skb->len)
+	if (!key || !wire_len(skb, wire))
 		return ACT_UNSPEC;
 	idx = pair_find(wire->dst, wire->src);
 	if (!idx)
@@ -144,7 +154,7 @@ static __always_inline int bounced(struct __sk_buff *skb, struct conf *conf,
 	struct entry *e;
 	__u32 *id;
 
-	if (be16(wire->len) < IP_HDR_LEN || ETH_HLEN + be16(wire->len) > skb->len)
+	if (!wire_len(skb, wire))
 		return ACT_UNSPEC;
 	count(0, C_BOUNCE_RX);
 	live = txkey_get(&k);

@@ -36,7 +36,7 @@ static __always_inline __u32 pair_make(__be32 local, __be32 peer, __u64 now)
 
 	if (idx || !pool)
 		return idx;
-#pragma unroll
+#pragma clang loop unroll(disable)
 	for (int try = 0; try < 4; try++) {
 		__u32 hand = pool->pair_hand;
 		struct pair *p;
@@ -186,7 +186,7 @@ static __always_inline int key_new(struct conf *conf, __u32 idx, struct pair *p,
 
 	if (!pool)
 		return 0;
-#pragma unroll
+#pragma clang loop unroll(disable)
 	for (int try = 0; try < 6; try++) {
 		__u32 cursor = p->cursor, hand = pool->block_hand, key = cursor + 1, n;
 		struct block *b;

@@ -28,7 +28,7 @@ static __always_inline __u64 siphash_words(const __u64 *w, int n, __u64 k0, __u6
 	__u64 v2 = k0 ^ 0x6c7967656e657261ULL, v3 = k1 ^ 0x7465646279746573ULL;
 	__u64 b = (__u64)n * 8 << 56;
 
-#pragma unroll
+#pragma clang loop unroll(disable)
 	for (int i = 0; i < n; i++) {
 		v3 ^= w[i];
 		SIP_ROUND;
