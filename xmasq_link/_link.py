@@ -34,18 +34,19 @@ PORT = 4789
 KEY_BITS_MAX = 13
 _ARPHRD_ETHER = 1
 _GEN_STRIDE = 1 << 16  # user space steps the generation by more than the datapath does meanwhile
+# In the order of `ip` (iproute2, ip/ipaddress.c, print_link_flags).
 _FLAGS = {
-    0x1: "UP",
-    0x2: "BROADCAST",
     0x8: "LOOPBACK",
+    0x2: "BROADCAST",
     0x10: "POINTOPOINT",
-    0x40: "RUNNING",
-    0x80: "NOARP",
-    0x100: "PROMISC",
-    0x200: "ALLMULTI",
     0x1000: "MULTICAST",
+    0x80: "NOARP",
+    0x200: "ALLMULTI",
+    0x100: "PROMISC",
+    0x1: "UP",
     0x10000: "LOWER_UP",
 }
+_RUNNING = 0x40
 
 
 @dataclass(frozen=True)
@@ -436,6 +437,7 @@ def _stats(dp: Datapath, idx: int) -> dict[str, int]:
 def _info(device: Any, link: m.Link, names: Mapping[int, str]) -> dict[str, Any]:
     """The device as `ip -j -d link show` would print it."""
     flags = device["flags"]
+    words = ["NO-CARRIER"] if flags & 1 and not flags & _RUNNING else []
     attr = device.get_attr
     data_in = attr("IFLA_LINKINFO").get_attr("IFLA_INFO_DATA")
     data: dict[str, Any] = {"id": link.vni}
@@ -456,7 +458,7 @@ def _info(device: Any, link: m.Link, names: Mapping[int, str]) -> dict[str, Any]
     info: dict[str, Any] = {
         "ifindex": device["index"],
         "ifname": attr("IFLA_IFNAME"),
-        "flags": [name for bit, name in _FLAGS.items() if flags & bit],
+        "flags": words + [name for bit, name in _FLAGS.items() if flags & bit],
         "mtu": attr("IFLA_MTU"),
         "qdisc": attr("IFLA_QDISC"),
         "operstate": attr("IFLA_OPERSTATE"),
