@@ -14,6 +14,7 @@ from ctypes import c_uint64 as u64
 from typing import Self
 
 Secret = u64 * 2
+Headers = u64 * 12
 Mac = u8 * 6
 Be32 = u8 * 4
 Be16 = u8 * 2
@@ -69,7 +70,6 @@ class Link(Struct):
         ("rx_gen", u32),
         ("underlay", u32),
         ("pad", u32),
-        ("moved_at", u64),
         ("secret", Secret),
     ]
 
@@ -258,7 +258,7 @@ class MacKey(Struct):
 class MacSeen(Struct):
     """Where a MAC was last seen as a source."""
 
-    _fields_ = [("peer", Be32), ("pad", u32), ("at", u64)]
+    _fields_ = [("peer", Be32), ("moved", u32), ("at", u64)]
 
 
 class U64(Struct):
@@ -267,10 +267,19 @@ class U64(Struct):
     _fields_ = [("at", u64)]
 
 
-class Missed(Struct):
-    """Per CPU: the flow that encode has just sent into the fallback."""
+class Scratch(Struct):
+    """Per CPU: the flow that encode has just sent into the fallback, and the time of a tick."""
 
-    _fields_ = [("flow", Flow), ("at", u64)]
+    _fields_ = [
+        ("missed", Flow),
+        ("missed_at", u64),
+        ("tx_gen", u32),
+        ("stamp", u16),
+        ("tc_index", u16),
+        ("now", u64),
+        ("tick", u64),
+        ("headers", Headers),
+    ]
 
 
 class Pool(Struct):
@@ -317,6 +326,7 @@ COUNTERS = (
     "stray",
     "exhausted",
     "not_owner",
+    "untold",
     "held",
     "ctl_bad",
     "ctl_version",
@@ -343,6 +353,7 @@ LAYOUT: dict[str, tuple[type[Struct] | None, type[Struct] | None]] = {
     "underlays": (None, Underlay),
     "pairs": (None, Pair),
     "pair_ids": (PairKey, None),
+    "told": (PairKey, U64),
     "blocks": (None, Block),
     "flows": (Flow, Entry),
     "solicits": (Flow, Solicit),
@@ -351,5 +362,5 @@ LAYOUT: dict[str, tuple[type[Struct] | None, type[Struct] | None]] = {
     "grants": (Flow, Grant),
     "macs": (MacKey, MacSeen),
     "oversize": (Flow, U64),
-    "missed": (None, Missed),
+    "scratch": (None, Scratch),
 }

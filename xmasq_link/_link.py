@@ -106,6 +106,13 @@ def check_lease(lease_ms: int) -> int:
     return _in_range("lease", lease_ms, _hold.LEASE_MIN_MS, _hold.LEASE_MAX_MS, " ms")
 
 
+def check_secret(secret: bytes | None) -> bytes | None:
+    """A shared secret, ready for use."""
+    if secret is not None and len(secret) != 16:
+        raise InputError("secret", f"has {len(secret)} bytes, 16 are needed")
+    return secret
+
+
 def device_names(ipr: IPRoute) -> dict[int, str]:
     """Device names by index."""
     return {msg["index"]: msg.get_attr("IFLA_IFNAME") for msg in ipr.get_links()}
@@ -274,7 +281,7 @@ def create_link(
         _lladdr(address) if address else None,
         learning,
         check_lease(lease_ms),
-        secret,
+        check_secret(secret),
         None if seg_bits is None else _in_range("segment-bits", seg_bits, 4, 8),
         None if key_bits is None else _in_range("key-bits", key_bits, 0, 3),
     )
@@ -394,6 +401,7 @@ def set_link(
     """
     if lease_ms is not None:
         check_lease(lease_ms)
+    check_secret(secret)
     require_root()
     with locked(), IPRoute() as ipr, find_links(ipr, name) as (dp, found):
         assert dp is not None  # find_links raises for a link that is not there

@@ -14,6 +14,10 @@
 
 #define SOLICIT_AGE (2 * NSEC_PER_SEC) /* an OFFER must follow the fallback packet so soon */
 #define BACKOFF_MAX_MS 60000
+#define CONFIRM_LOST_MS 1000
+#define ANOTHER_KEY_MS                                                                             \
+	64 /* OFFERs unanswered so long: perhaps the sender still has the key in use */
+#define MAC_SEEN_FRESH (10 * NSEC_PER_SEC)
 #define LEASE_MIN_MS 1000
 #define RENEW_FIRST NSEC_PER_SEC
 
@@ -83,6 +87,8 @@ static __always_inline __u32 on_offer(struct conf *conf, __u32 idx, struct link 
 {
 	__u32 key = be32(fr->ctl.key), lease = be32(fr->ctl.lease_ms), nonce_b, pair_idx;
 	struct txkey_key k = { .local = fr->ip.dst, .peer = fr->ip.src, .key = key };
+	struct mac_key mk = { .link = idx };
+	struct mac_seen *seen;
 	struct solicit *live_s, s;
 	struct txkey *live_t, t;
 	struct pending *live_p, p;
@@ -104,6 +110,13 @@ static __always_inline __u32 on_offer(struct conf *conf, __u32 idx, struct link 
 		return 0;
 	}
 	oif = s.oif;
+	/* Not from a host other than the one that the destination was just heard at. */
+	__builtin_memcpy(mk.mac, f.dmac, ETH_ALEN);
+	seen = mac_get(&mk);
+	if (seen && seen->peer && seen->peer != fr->ip.src && now - seen->at < MAC_SEEN_FRESH) {
+		count(idx, C_CTL_UNSOLICITED);
+		return 0;
+	}
 	if (now < conf->tx_hold) {
 		count(idx, C_HELD);
 		return 0;
@@ -155,9 +168,10 @@ static __always_inline __u32 on_offer(struct conf *conf, __u32 idx, struct link 
 		p.sent = 0;
 		e = flow_get(&f);
 		/* Not what may still be under way, beside the fallback packet that asked. */
-		if (e && e->key == key && e->peer == fr->ip.src && e->sent >= USED_ENOUGH &&
-		    s.at > e->sent_at + 500 * NSEC_PER_MSEC)
-			p.sent = 1;
+		if (e && e->key == key && e->peer == fr->ip.src && now < e->lease_end) {
+			p.sent = e->sent >= USED_ENOUGH && s.at > e->sent_at + 500 * NSEC_PER_MSEC;
+			e->sent = 0; /* as the receiver's count will be, with this ACCEPT */
+		}
 		p.at = now;
 		p.seal = seal_pending(&f, &p);
 		if (pending_set(&f, &p))
@@ -175,7 +189,7 @@ static __always_inline __u32 on_offer(struct conf *conf, __u32 idx, struct link 
 static __always_inline __u32 on_accept(struct __sk_buff *skb, struct conf *conf, __u32 idx,
 				       struct link *link, struct ctl_frame *fr, __u64 now)
 {
-	struct grant g = { .key = be32(fr->ctl.key), .backoff_ms = 1 };
+	struct grant *live, g = { .key = be32(fr->ctl.key), .backoff_ms = 1 };
 	__u32 pair_idx, used = 0;
 	struct pair *pair;
 	struct flow f;
@@ -190,7 +204,13 @@ static __always_inline __u32 on_accept(struct __sk_buff *skb, struct conf *conf,
 		return 0;
 	}
 	pair->heard = now;
-	g.next_offer = now + NSEC_PER_MSEC;
+	/* Confirmed again, though nothing came: the CONFIRMs get lost. Not for every packet, then.
+	 */
+	live = grant_get(&f);
+	if (live && !used && live->backoff_ms > 1)
+		g.backoff_ms =
+			live->backoff_ms < CONFIRM_LOST_MS ? live->backoff_ms : CONFIRM_LOST_MS;
+	g.next_offer = now + g.backoff_ms * NSEC_PER_MSEC;
 	grant_set(&f, &g);
 	fr->ctl.lease_ms = be32(link->lease_ms);
 	fr->ctl.flags = (conf->xbits & XM_CTL_XBITS) | (used ? XM_CTL_USED : 0);
@@ -265,6 +285,8 @@ static __always_inline __u32 on_confirm(struct __sk_buff *skb, struct conf *conf
 		count(idx, C_PATH_OFF);
 		return 0;
 	}
+	if (fr->ctl.flags & XM_CTL_USED)
+		pair->off_for = 0; /* the path is good: a later verdict starts small again */
 	old = flow_get(&f);
 	first = !old || old->key != key || old->peer != fr->ip.src || now >= old->lease_end;
 	renew = (__u64)lease * NSEC_PER_MSEC / 2;

@@ -53,13 +53,41 @@ static __always_inline __sum16 ip_csum(const struct ip_hdr *ip)
 }
 
 /*
+ * UDP. A container's own tunnel may send a packet whose UDP checksum is complete, while its
+ * innermost one is still to be written by a device (local checksum offload): then the helper takes
+ * the complete one for unfinished. An unfinished one is the pseudo header's sum.
+ */
+static __always_inline int udp_csum_shift(struct __sk_buff *skb, __be32 src, __be32 dst, __u32 diff)
+{
+	__u32 off = ETH_HLEN + IP_HDR_LEN;
+	struct udp_hdr udp;
+	__u16 want, have;
+
+	if (xm_skb_load_bytes(skb, off, &udp, sizeof(udp)))
+		return -1;
+	if (!udp.check)
+		return 0;
+	if (xm_l4_csum_replace(skb, off + 6, 0, diff, F_PSEUDO_HDR | F_MARK_MANGLED_0))
+		return -1;
+	if (udp.check == (__u16)~csum_fold((__u64)src + dst + be16(IPPROTO_UDP) + udp.len))
+		return 0;
+	want = csum_fold((__u64)diff + (__u16)~udp.check);
+	if (!want)
+		want = 0xffff;
+	if (xm_skb_load_bytes(skb, off + 6, &have, sizeof(have)))
+		return -1;
+	return have == want ? 0 : xm_skb_store_bytes(skb, off + 6, &want, sizeof(want), 0);
+}
+
+/*
  * Moves the L4 checksum, where a protocol has one over the pseudo header, by a difference.
  * Works for CHECKSUM_PARTIAL and _COMPLETE too. l4_len: bytes behind the IPv4 header.
  */
-static __always_inline int l4_csum_shift(struct __sk_buff *skb, __u8 proto, __u32 l4_len,
-					 __u32 diff)
+static __always_inline int l4_csum_shift(struct __sk_buff *skb, const struct ip_hdr *ip,
+					 __u32 l4_len, __u32 diff)
 {
 	__u32 off = ETH_HLEN + IP_HDR_LEN;
+	__u8 proto = ip->proto;
 
 	if (proto == IPPROTO_TCP) {
 		if (l4_len < 18)
@@ -69,7 +97,7 @@ static __always_inline int l4_csum_shift(struct __sk_buff *skb, __u8 proto, __u3
 	if (proto == IPPROTO_UDP) {
 		if (l4_len < UDP_HDR_LEN)
 			return 0;
-		return xm_l4_csum_replace(skb, off + 6, 0, diff, F_PSEUDO_HDR | F_MARK_MANGLED_0);
+		return udp_csum_shift(skb, ip->src, ip->dst, diff);
 	}
 	if (proto == IPPROTO_DCCP || proto == IPPROTO_UDPLITE) {
 		if (l4_len < UDP_HDR_LEN)

@@ -38,7 +38,7 @@ static __always_inline int restore(struct __sk_buff *skb, const struct ip_hdr *w
 	/* Ethernet pads short frames on the wire; the container's frame had none. */
 	if (skb->len > ETH_HLEN + len && xm_skb_change_tail(skb, ETH_HLEN + len, 0))
 		return -1;
-	if (l4_csum_shift(skb, ip.proto, len - IP_HDR_LEN, l4_diff))
+	if (l4_csum_shift(skb, wire, len - IP_HDR_LEN, l4_diff))
 		return -1;
 	ip.tos = (dscp << 2) | (ip.tos & 3);
 	ip.id = 0;
@@ -92,8 +92,10 @@ static __always_inline int decode(struct __sk_buff *skb, struct conf *conf,
 	if (!live)
 		return bounce(skb, conf, wire);
 	copy_words(&s, live, SEAL_SLOT_WORDS + 1);
+	if (unlikely(s.seal != seal_words((__u64 *)&s)))
+		copy_words(&s, live, SEAL_SLOT_WORDS + 1); /* a CONFIRM was just writing */
 	if (s.seal != seal_words((__u64 *)&s) || s.key != key || s.peer != wire->src ||
-	    s.local != wire->dst || xm_boot_ns() >= s.valid)
+	    s.local != wire->dst || tick_ns() >= s.valid)
 		return bounce(skb, conf, wire);
 	link = link_at(s.link);
 	if (!link || link->rx_gen != s.rx_gen || link->ifindex != s.ifindex)

@@ -20,7 +20,7 @@ static __always_inline void own_mac(__u32 link, const __u8 *mac, __u64 now)
 		return;
 	__builtin_memcpy(k.mac, mac, ETH_ALEN);
 	seen = mac_get(&k);
-	if (seen && !seen->peer && now - seen->at < NSEC_PER_SEC)
+	if (seen && !seen->peer && !later_by(now, seen->at, NSEC_PER_SEC))
 		return;
 	mac_set(&k, &fresh);
 }
@@ -31,7 +31,7 @@ static __always_inline int fallback(struct __sk_buff *skb, int reason, const str
 {
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
 	__u32 *id = link_id(skb->ifindex);
-	struct missed *missed;
+	struct scratch *scratch;
 	struct link *link;
 
 	if (!id)
@@ -45,15 +45,24 @@ static __always_inline int fallback(struct __sk_buff *skb, int reason, const str
 	}
 	count(*id, reason);
 	if (!now)
-		now = xm_boot_ns();
+		now = tick_ns();
 	if (data + ETH_HLEN <= end)
 		own_mac(*id, ((struct eth_hdr *)data)->src, now);
-	missed = missed_get();
-	if (missed) {
-		/* The underlay egress hook, called from the vxlan driver on this CPU, looks. */
-		missed->at = f ? now : 0;
-		if (f)
-			missed->flow = *f;
+	scratch = scratch_get();
+	if (scratch) {
+		/*
+		 * The underlay egress hook, called from the vxlan driver on this CPU, looks. It
+		 * knows this very packet by a stamp that no socket can set.
+		 */
+		scratch->missed_at = f ? now : 0;
+		if (f) {
+			scratch->missed = *f;
+			scratch->tx_gen = link->tx_gen;
+			scratch->tc_index = skb->tc_index;
+			if (!++scratch->stamp)
+				scratch->stamp = 1;
+			skb->tc_index = scratch->stamp;
+		}
 	}
 	return ACT_UNSPEC;
 }
@@ -88,7 +97,7 @@ static __always_inline void pass_driver(struct __sk_buff *skb, struct flow *f,
 		first = oversize_get(f);
 		if (!first)
 			oversize_set(f, now);
-		else if (now - *first > XM_OVERSIZE_PATIENCE)
+		else if (later_by(now, *first, XM_OVERSIZE_PATIENCE))
 			return;
 	}
 	ip.frag |= be16(IP_RESERVED);
@@ -120,6 +129,7 @@ static __always_inline int encode(struct __sk_buff *skb)
 	struct link *link;
 	struct pair *pair;
 	struct eth_hdr *eth;
+	struct ip_hdr *ip;
 	struct flow f = {};
 	int reason, granted = 0;
 	__u64 now = 0;
@@ -196,7 +206,7 @@ static __always_inline int encode(struct __sk_buff *skb)
 
 	/* From here on the packet could be encoded, if its flow had a grant. */
 	solicit = &f;
-	now = xm_boot_ns();
+	now = tick_ns();
 	live = flow_get(&f);
 	reason = C_FB_NO_GRANT;
 	if (!live)
@@ -220,7 +230,7 @@ static __always_inline int encode(struct __sk_buff *skb)
 	if (!(link->flags & LINK_UP) || live->gen != link->tx_gen || live->vouched < live->asked)
 		goto fallback;
 	reason = C_FB_RENEWAL;
-	if (now >= e.renew_at && now - live->asked > NSEC_PER_SEC) {
+	if (now >= e.renew_at && later_by(now, live->asked, NSEC_PER_SEC)) {
 		live->asked = now;
 		goto fallback;
 	}
@@ -243,8 +253,15 @@ static __always_inline int encode(struct __sk_buff *skb)
 		goto fallback;
 
 	reason = C_FB_HEADER;
-	if (l4_csum_shift(skb, old.proto, l4_len, e.l4_diff))
+	if (l4_csum_shift(skb, &old, l4_len, e.l4_diff))
 		goto fallback;
+	data = (void *)(long)skb->data;
+	end = (void *)(long)skb->data_end;
+	ip = data + ETH_HLEN;
+	if ((void *)(ip + 1) > end) {
+		count(e.link, C_ERROR); /* cannot be: it was there before */
+		return ACT_SHOT;
+	}
 	new = old;
 	new.tos = e.wire_tos | (old.tos & 3);
 	new.id = e.wire_id;
@@ -252,10 +269,7 @@ static __always_inline int encode(struct __sk_buff *skb)
 	new.src = e.local;
 	new.dst = e.peer;
 	new.check = ip_csum_update(&old, &new);
-	if (xm_skb_store_bytes(skb, ETH_HLEN, &new, sizeof(new), 0)) {
-		count(e.link, C_ERROR);
-		return ACT_SHOT;
-	}
+	__builtin_memcpy(ip, &new, sizeof(new));
 	if (live->sent < USED_ENOUGH && ++live->sent == USED_ENOUGH)
 		live->sent_at = now;
 	count_bytes(e.link, C_ENCODED, skb->len);

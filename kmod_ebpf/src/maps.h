@@ -51,7 +51,6 @@ struct link {
 	__u32 rx_gen; /* slots of another generation are dead */
 	__u32 underlay; /* ifindex of the device with the hooks */
 	__u32 pad;
-	__u64 moved_at; /* when tx_gen last changed because a MAC moved */
 	__u64 secret[2];
 };
 
@@ -234,14 +233,20 @@ struct mac_key {
 /* Where a MAC was last seen as a source. */
 struct mac_seen {
 	__be32 peer; /* 0: at the link's egress, so it is ours */
-	__u32 pad;
+	__u32 moved; /* was elsewhere before; the link's ingress hook takes note */
 	__u64 at;
 };
 
-/* Per CPU: the flow that encode has just sent into the fallback. */
-struct missed {
-	struct flow flow;
-	__u64 at;
+/* Per CPU. */
+struct scratch {
+	struct flow missed; /* the flow that encode has just sent into the fallback */
+	__u64 missed_at; /* 0: it could not be encoded */
+	__u32 tx_gen; /* of the link, before the driver looked into its FDB */
+	__u16 stamp; /* in skb->tc_index of that packet */
+	__u16 tc_index; /* what it was before */
+	__u64 now; /* boot time, ns, at that tick */
+	__u64 tick;
+	__u64 headers[12]; /* of the packet at the underlay's ingress: the stack has no room */
 };
 
 /* Counters of a link, per CPU. The order is the order in kmod_ebpf/maps.py. */
@@ -284,6 +289,7 @@ enum counter {
 	C_STRAY,
 	C_EXHAUSTED,
 	C_NOT_OWNER,
+	C_UNTOLD,
 	C_HELD,
 	C_CTL_BAD,
 	C_CTL_VERSION,

@@ -30,7 +30,7 @@ static __always_inline __u32 pair_find(__be32 local, __be32 peer)
 /* Finds the pair's index, or takes one whose pair has nothing live any more; 0 if all have. */
 static __always_inline __u32 pair_make(__be32 local, __be32 peer, __u64 now)
 {
-	struct pair_key k = { .local = local, .peer = peer };
+	struct pair_key k = { .local = local, .peer = peer }, old = {};
 	__u32 idx = pair_find(local, peer);
 	struct pool *pool = pool_get();
 
@@ -50,6 +50,8 @@ static __always_inline __u32 pair_make(__be32 local, __be32 peer, __u64 now)
 		if (pool->pair_hand == hand) {
 			pool->pair_hand = hand + 1;
 			if (p->busy_until < now) {
+				old.local = p->local;
+				old.peer = p->peer;
 				p->local = local;
 				p->peer = peer;
 				p->gen++;
@@ -65,6 +67,7 @@ static __always_inline __u32 pair_make(__be32 local, __be32 peer, __u64 now)
 		}
 		xm_spin_unlock(&pool->lock);
 		if (taken) {
+			pair_id_del(&old);
 			pair_id_set(&k, idx);
 			return idx;
 		}

@@ -33,9 +33,12 @@ static __always_inline void grant_set(struct flow *f, struct grant *g);
 static __always_inline struct mac_seen *mac_get(struct mac_key *k);
 static __always_inline void mac_set(struct mac_key *k, struct mac_seen *m);
 static __always_inline void mac_del(struct mac_key *k);
+static __always_inline __u64 *told_get(struct pair_key *k);
+static __always_inline void told_set(struct pair_key *k, __u64 at);
+static __always_inline void pair_id_del(struct pair_key *k);
 static __always_inline __u64 *oversize_get(struct flow *f);
 static __always_inline void oversize_set(struct flow *f, __u64 at);
-static __always_inline struct missed *missed_get(void);
+static __always_inline struct scratch *scratch_get(void);
 static __always_inline struct counters *counters_at(__u32 idx);
 
 /* What skb->mark says between our programs: conf.magic and one of these. */
@@ -102,6 +105,30 @@ static __always_inline int flow_equal(const struct flow *a, const struct flow *b
 	const __u64 *x = (const __u64 *)a, *y = (const __u64 *)b;
 
 	return !((x[0] ^ y[0]) | (x[1] ^ y[1]) | (x[2] ^ y[2]) | (x[3] ^ y[3]));
+}
+
+/*
+ * Boot time in ns, up to one tick old: reading the clock costs more than a table lookup. A lease
+ * that is overrun by a tick is covered by the guard many times over.
+ */
+static __always_inline __u64 tick_ns(void)
+{
+	struct scratch *s = scratch_get();
+	__u64 tick = xm_jiffies();
+
+	if (!s)
+		return xm_boot_ns();
+	if (s->tick != tick) {
+		s->now = xm_boot_ns();
+		s->tick = tick;
+	}
+	return s->now;
+}
+
+/* Clocks of two CPUs may differ by a tick. */
+static __always_inline int later_by(__u64 now, __u64 then, __u64 ns)
+{
+	return (__s64)(now - then) > (__s64)ns;
 }
 
 static __always_inline __u32 nonce(struct conf *conf, __u64 now)

@@ -17,7 +17,11 @@ struct fallback_hdr {
 	__u8 vxlan[VXLAN_HDR_LEN];
 	struct eth_hdr eth;
 	struct ip_hdr inner;
-} __attribute__((packed, aligned(4)));
+} __attribute__((packed, aligned(2)));
+
+_Static_assert(sizeof(struct fallback_hdr) <= sizeof(((struct scratch *)0)->headers) &&
+		       sizeof(struct ctl_frame) <= sizeof(((struct scratch *)0)->headers),
+	       "headers fit");
 
 #define INNER_OFF (ETH_HLEN + __builtin_offsetof(struct fallback_hdr, eth))
 
@@ -59,33 +63,26 @@ static __always_inline int owns(const struct link *link, __u32 idx, const __u8 *
 	return seen && !seen->peer && now - seen->at < XM_OWN_AGE;
 }
 
-/*
- * A MAC was seen at a peer. If it was elsewhere before, it has moved: all flows of the link let
- * their next packet take the fallback, to see where it goes; at most ten times a second.
- */
+/* A MAC was seen at a peer. */
 static __always_inline void peer_mac(struct link *link, __u32 idx, const __u8 *mac, __be32 peer,
 				     __u64 now)
 {
-	struct mac_key k = { .link = idx };
 	struct mac_seen *seen, fresh = { .peer = peer, .at = now };
+	struct mac_key k = { .link = idx };
 
-	if (!(link->flags & LINK_LEARNING) || mac[0] & 1)
+	if (mac[0] & 1)
 		return;
 	__builtin_memcpy(k.mac, mac, ETH_ALEN);
 	seen = mac_get(&k);
-	if (seen && seen->peer == peer) {
-		if (now - seen->at >= NSEC_PER_SEC)
-			mac_set(&k, &fresh);
+	if (seen && seen->peer == peer && now - seen->at < NSEC_PER_SEC)
 		return;
-	}
-	if (seen && seen->peer && now - link->moved_at > 100 * NSEC_PER_MSEC) {
-		link->moved_at = now;
-		link->tx_gen++;
-		count(idx, C_MOVED);
-	}
-	/* A MAC of ours is given up by the link's ingress hook, which sees what vxlan took in. */
-	if (!seen || seen->peer)
-		mac_set(&k, &fresh);
+	/* One of ours is given up by the link's ingress hook, if the vxlan driver takes the frame.
+	 */
+	if (seen && !seen->peer)
+		return;
+	if (seen)
+		fresh.moved = seen->moved || (seen->peer != peer && link->flags & LINK_LEARNING);
+	mac_set(&k, &fresh);
 }
 
 /* Receiver: a fallback packet of a peer that speaks xmasq. Offers a key if the flow is ours. */
@@ -93,7 +90,8 @@ static __always_inline int announced(struct __sk_buff *skb, struct conf *conf,
 				     const struct fallback_hdr *h)
 {
 	__u32 vni = vxlan_vni(h->vxlan), idx, pair_idx, fresh;
-	__u64 now = xm_boot_ns();
+	struct pair_key tk = { .local = h->ip.dst, .peer = h->ip.src };
+	__u64 now = xm_boot_ns(), *told;
 	struct grant *live, g;
 	struct offer o = {};
 	struct pair *pair;
@@ -115,6 +113,15 @@ static __always_inline int announced(struct __sk_buff *skb, struct conf *conf,
 		count(idx, C_HELD);
 		return ACT_UNSPEC;
 	}
+	/*
+	 * The host's firewall comes after this hook, and the vxlan driver after that. So keys go
+	 * only to hosts that our own driver sends to: its FDB is what the operator trusts.
+	 */
+	told = told_get(&tk);
+	if (!told || now - *told > XM_OWN_AGE) {
+		count(idx, C_UNTOLD);
+		return ACT_UNSPEC;
+	}
 	f.peer = h->ip.src;
 	live = grant_get(&f);
 	g.key = 0;
@@ -134,7 +141,8 @@ static __always_inline int announced(struct __sk_buff *skb, struct conf *conf,
 	}
 	pair->heard = now;
 	fresh = nonce(conf, now);
-	if (!key_again(pair_idx, pair, &f, link, g.key, fresh, now, &o) &&
+	if ((g.backoff_ms >= ANOTHER_KEY_MS ||
+	     !key_again(pair_idx, pair, &f, link, g.key, fresh, now, &o)) &&
 	    !key_new(conf, pair_idx, pair, &f, link, idx, fresh, now, &o)) {
 		count(idx, C_EXHAUSTED);
 		return ACT_UNSPEC;
@@ -165,7 +173,8 @@ static __always_inline int announced(struct __sk_buff *skb, struct conf *conf,
 /* The clone that announced() sent: writes an OFFER over it. */
 static __always_inline int make_offer(struct __sk_buff *skb, struct conf *conf)
 {
-	__u32 idx = skb->cb[CB_LINK], key = skb->cb[CB_KEY], len = skb->len;
+	__u32 idx = skb->cb[CB_LINK], key = skb->cb[CB_KEY], len = skb->len, room = CTL_HEADROOM;
+	struct underlay *u = underlay_get(skb->ifindex);
 	struct link *link = link_at(idx);
 	struct ctl_frame fr = {};
 	struct fallback_hdr h;
@@ -193,13 +202,18 @@ static __always_inline int make_offer(struct __sk_buff *skb, struct conf *conf)
 	fr.ctl.nonce_b = skb->cb[CB_NONCE];
 
 	/*
-	 * A checksum may still be due in the old packet, so it can be grown at its head only, and
-	 * trimmed only behind that checksum; for a tunnel in the tunnel that is further back.
+	 * A checksum may still be due in the old packet, so room is made at its head, and what is
+	 * behind that checksum is trimmed. The kernel refuses to trim a tunnel packet that did not
+	 * cross a wire (skb->encapsulation); that one's checksum is an inner one, far enough back
+	 * for less room.
 	 */
-	if (xm_skb_change_head(skb, CTL_HEADROOM, 0))
-		return ACT_SHOT;
-	if (len > CTL_TAIL && xm_skb_change_tail(skb, CTL_HEADROOM + CTL_TAIL, 0) &&
-	    len > CTL_TAIL_MAX && xm_skb_change_tail(skb, CTL_HEADROOM + CTL_TAIL_MAX, 0))
+	if (len > CTL_TAIL && xm_skb_change_tail(skb, CTL_TAIL, 0)) {
+		if (skb->gso_size || !u || len + CTL_HEADROOM_MIN > ETH_HLEN + u->mtu)
+			return ACT_SHOT;
+		if (len + CTL_HEADROOM > ETH_HLEN + u->mtu)
+			room = CTL_HEADROOM_MIN;
+	}
+	if (xm_skb_change_head(skb, room, 0))
 		return ACT_SHOT;
 	ctl_seal(conf, link, &fr, key, skb->len - ETH_HLEN);
 	if (xm_skb_store_bytes(skb, ETH_HLEN, &fr, sizeof(fr), 0))
@@ -238,7 +252,8 @@ static __always_inline int underlay_ingress(struct __sk_buff *skb)
 		return ACT_UNSPEC;
 
 	__builtin_memcpy(&ip, data + ETH_HLEN, sizeof(ip));
-	if (ip.ver_ihl != 0x45)
+	/* A damaged header is the stack's to drop: its ID may be another flow's key. */
+	if (ip.ver_ihl != 0x45 || ip_csum(&ip) != ip.check)
 		return ACT_UNSPEC;
 	vtep = vtep_get(ip.dst);
 	if (!vtep)
@@ -250,21 +265,24 @@ static __always_inline int underlay_ingress(struct __sk_buff *skb)
 
 		if (!xm_skb_load_bytes(skb, ETH_HLEN + IP_HDR_LEN, &udp, sizeof(udp)) &&
 		    udp.dst == vtep->port) {
-			union {
-				struct fallback_hdr h;
-				struct ctl_frame fr;
-			} u;
+			struct scratch *scratch = scratch_get();
+			struct fallback_hdr *h;
+			struct ctl_frame *fr;
 
 			/* Encode never sends to the tunnel's port: this is the tunnel. */
-			if (xm_skb_load_bytes(skb, ETH_HLEN, &u.h, sizeof(u.h)))
+			if (!scratch)
 				return ACT_UNSPEC;
-			if (u.h.vxlan[0] & VXLAN_FLAG_I)
-				return announced(skb, conf, &u.h);
-			if (xm_skb_load_bytes(skb, ETH_HLEN, &u.fr, sizeof(u.fr))) {
+			h = (void *)scratch->headers;
+			fr = (void *)scratch->headers;
+			if (xm_skb_load_bytes(skb, ETH_HLEN, h, sizeof(*h)))
+				return ACT_UNSPEC;
+			if (h->vxlan[0] & VXLAN_FLAG_I)
+				return announced(skb, conf, h);
+			if (xm_skb_load_bytes(skb, ETH_HLEN, fr, sizeof(*fr))) {
 				count(0, C_CTL_BAD);
 				return ACT_UNSPEC;
 			}
-			return control(skb, conf, &u.fr);
+			return control(skb, conf, fr);
 		}
 	}
 	return ip.frag == be16(IP_DF) ? decode(skb, conf, &ip) : ACT_UNSPEC;
@@ -303,11 +321,12 @@ static __always_inline void keep_df(struct __sk_buff *skb, struct fallback_hdr *
 static __always_inline int announce(struct __sk_buff *skb, struct conf *conf, __be32 src,
 				    __be32 dst, __u8 tos)
 {
-	struct missed *missed;
+	struct scratch *scratch;
+	struct pair_key tk = { .local = src, .peer = dst };
 	struct fallback_hdr h;
 	struct link *link;
 	struct flow f;
-	__u64 now;
+	__u64 now, *told;
 	__u32 idx;
 
 	if (xm_skb_load_bytes(skb, ETH_HLEN, &h, sizeof(h)) || !(h.vxlan[0] & VXLAN_FLAG_I))
@@ -323,21 +342,27 @@ static __always_inline int announce(struct __sk_buff *skb, struct conf *conf, __
 		return 0;
 	count(idx, C_ANNOUNCED);
 
-	/* Only what encode has just let go on this CPU: nobody else's packet solicits. */
-	missed = missed_get();
 	now = xm_boot_ns();
-	if (!missed || !missed->at || now - missed->at > 100 * NSEC_PER_MSEC)
+	told = told_get(&tk);
+	if (!told || now - *told > NSEC_PER_SEC)
+		told_set(&tk, now);
+
+	/* Only what encode has just let go on this CPU: nobody else's packet solicits. */
+	scratch = scratch_get();
+	if (!scratch || !scratch->missed_at || skb->tc_index != scratch->stamp ||
+	    now - scratch->missed_at > 100 * NSEC_PER_MSEC)
 		return 1;
-	if (!inner_flow(&h, link->ifindex, &f) && flow_equal(&f, &missed->flow)) {
+	skb->tc_index = scratch->tc_index;
+	if (!inner_flow(&h, link->ifindex, &f) && flow_equal(&f, &scratch->missed)) {
 		struct entry *e = flow_get(&f);
 		struct solicit *live, s = { .local = src,
 					    .oif = skb->ifindex,
 					    .link = idx,
-					    .tx_gen = link->tx_gen,
+					    .tx_gen = scratch->tx_gen,
 					    .at = now };
 
 		if (e && e->peer == dst && e->local == src) {
-			e->gen = link->tx_gen;
+			e->gen = scratch->tx_gen;
 			e->vouched = now;
 		}
 		f.peer = dst;
@@ -367,14 +392,14 @@ static __always_inline int underlay_egress(struct __sk_buff *skb)
 		mark_clear(skb);
 		return ACT_UNSPEC;
 	}
-	if (skb->protocol != be16(ETHERTYPE_IPV4))
+	if (skb->protocol != be16(ETHERTYPE_IPV4) || skb->vlan_present)
 		return ACT_UNSPEC;
 	if (data + ETH_HLEN + IP_HDR_LEN + UDP_HDR_LEN > end) {
 		xm_skb_pull_data(skb, skb->len < 42 ? skb->len : 42);
 		data = (void *)(long)skb->data;
 		end = (void *)(long)skb->data_end;
-		if (data + ETH_HLEN + IP_HDR_LEN > end)
-			return ACT_UNSPEC;
+		if (data + ETH_HLEN + IP_HDR_LEN > end) /* no memory, or no IPv4 packet */
+			return skb->len < ETH_HLEN + IP_HDR_LEN ? ACT_UNSPEC : ACT_SHOT;
 	}
 	ip = data + ETH_HLEN;
 	tos = ip->tos;

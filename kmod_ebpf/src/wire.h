@@ -66,10 +66,9 @@ struct ctl_frame {
 /* Pushed in front of a fallback packet to make room for a control packet. A checksum that a
  * device is still to write into the old packet then lies behind all that matters. */
 #define CTL_HEADROOM 112
+#define CTL_HEADROOM_MIN 16
 /* How much of the old packet must stay: up to the end of an inner TCP checksum. */
 #define CTL_TAIL 102
-/* The same for a tunnel within the tunnel. */
-#define CTL_TAIL_MAX 256
 
 _Static_assert(sizeof(struct ctl) == 64, "control payload is 64 bytes");
 _Static_assert(__builtin_offsetof(struct ctl_frame, ctl) == IP_HDR_LEN + UDP_HDR_LEN, "no gap");

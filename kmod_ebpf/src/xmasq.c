@@ -19,7 +19,8 @@ BPF_TABLE("hash", struct vni_key, u32, vnis, MAX_LINKS);
 BPF_TABLE("hash", u32, struct vtep, vteps, MAX_LINKS);
 BPF_TABLE("hash", u32, struct underlay, underlays, MAX_LINKS);
 BPF_TABLE("array", u32, struct pair, pairs, MAX_PAIRS);
-BPF_TABLE("lru_hash", struct pair_key, u32, pair_ids, MAX_PAIRS * 2);
+BPF_TABLE("hash", struct pair_key, u32, pair_ids, MAX_PAIRS);
+BPF_TABLE("lru_hash", struct pair_key, u64, told, MAX_PAIRS * 2);
 BPF_TABLE("array", u32, struct block, blocks, MAX_BLOCKS);
 BPF_TABLE("lru_hash", struct flow, struct entry, flows, MAX_FLOWS);
 BPF_TABLE("lru_hash", struct flow, struct solicit, solicits, MAX_FLOWS / 4);
@@ -28,7 +29,7 @@ BPF_TABLE("lru_hash", struct txkey_key, struct txkey, txkeys, MAX_FLOWS);
 BPF_TABLE("lru_hash", struct flow, struct grant, grants, MAX_FLOWS);
 BPF_TABLE("lru_hash", struct mac_key, struct mac_seen, macs, MAX_FLOWS / 4);
 BPF_TABLE("lru_hash", struct flow, u64, oversize, MAX_FLOWS / 4);
-BPF_TABLE("percpu_array", u32, struct missed, missed, 1);
+BPF_TABLE("percpu_array", u32, struct scratch, scratch, 1);
 BPF_TABLE("percpu_array", u32, struct counters, stats, MAX_LINKS);
 
 #include "state.h"
@@ -85,6 +86,21 @@ static __always_inline __u32 *pair_id(struct pair_key *k)
 static __always_inline void pair_id_set(struct pair_key *k, __u32 idx)
 {
 	pair_ids.update(k, &idx);
+}
+
+static __always_inline void pair_id_del(struct pair_key *k)
+{
+	pair_ids.delete(k);
+}
+
+static __always_inline __u64 *told_get(struct pair_key *k)
+{
+	return told.lookup(k);
+}
+
+static __always_inline void told_set(struct pair_key *k, __u64 at)
+{
+	told.update(k, &at);
 }
 
 static __always_inline struct block *block_at(__u32 idx)
@@ -172,11 +188,11 @@ static __always_inline void oversize_set(struct flow *f, __u64 at)
 	oversize.update(f, &at);
 }
 
-static __always_inline struct missed *missed_get(void)
+static __always_inline struct scratch *scratch_get(void)
 {
 	u32 k = 0;
 
-	return missed.lookup(&k);
+	return scratch.lookup(&k);
 }
 
 static __always_inline struct counters *counters_at(__u32 idx)
@@ -209,6 +225,7 @@ int xmasq_arrive(struct __sk_buff *skb)
 	struct conf *c = conf_get();
 	struct mac_seen *seen;
 	struct mac_key k = {};
+	struct link *link;
 	u32 *id;
 
 	if (c && skb->mark == (c->magic | KIND_DECODED)) {
@@ -221,8 +238,21 @@ int xmasq_arrive(struct __sk_buff *skb)
 	k.link = *id;
 	__builtin_memcpy(k.mac, ((struct eth_hdr *)data)->src, ETH_ALEN);
 	seen = mac_get(&k);
-	if (seen && !seen->peer)
+	if (!seen || (seen->peer && !seen->moved))
+		return ACT_UNSPEC;
+	/*
+	 * It has moved, and the driver has learned so: all flows of the link let their next packet
+	 * take the fallback, to see where it goes now.
+	 */
+	if (seen->peer)
+		seen->moved = 0;
+	else
 		mac_del(&k);
+	link = link_at(*id);
+	if (link) {
+		link->tx_gen++;
+		count(*id, C_MOVED);
+	}
 	return ACT_UNSPEC;
 }
 
