@@ -298,6 +298,14 @@ class Datapath:
         if all(bytes(other.local) != bytes(link.local) for other in self.links().values()):
             self.maps["vteps"].delete(bytes(link.local))
 
+    def slots(self, now: int) -> Iterator[tuple[int, int, Any]]:
+        """The keys that are reserved at a boot time in ns: index of the block, index in it, slot."""
+        for idx, block in self.values("blocks"):
+            if block.busy_until >= now:
+                for at, slot in enumerate(block.slots):
+                    if slot.until >= now:
+                        yield idx, at, slot
+
     def values(self, name: str) -> Iterator[tuple[Any, Any]]:
         """Keys and values of a map as structures (an int where the map has a plain u32)."""
         key_type, value_type = m.LAYOUT[name]

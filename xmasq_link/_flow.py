@@ -65,15 +65,6 @@ def flows(link: str | None = None) -> Iterator[Flow]:
             )
 
 
-def _slots(dp: Datapath, now: int) -> Iterator[tuple[int, int, Any]]:
-    """The slots that are reserved still, each with the index of its block and its own in that."""
-    for idx, block in dp.values("blocks"):
-        if block.busy_until >= now:
-            for at, slot in enumerate(block.slots):
-                if slot.until >= now:
-                    yield idx, at, slot
-
-
 @api_iterator
 def keys(link: str | None = None) -> Iterator[Key]:
     """The keys that this host has given and not yet taken back. Raises InputError."""
@@ -82,7 +73,7 @@ def keys(link: str | None = None) -> Iterator[Key]:
             return
         names = device_names(ipr)
         now = _hold.now_ns()
-        for _, _, s in _slots(dp, now):
+        for _, _, s in dp.slots(now):
             at = links.get(s.link)
             if at is None and link is not None:
                 continue
@@ -122,7 +113,7 @@ def peers() -> list[Peer]:
         for _, e in dp.values("flows"):
             if now < e.lease_end:
                 encoded[ipv4(e.local), ipv4(e.peer)] += 1
-        for _, _, s in _slots(dp, now):
+        for _, _, s in dp.slots(now):
             if s.valid > now:
                 decoded[ipv4(s.local), ipv4(s.peer)] += 1
         found = []
@@ -195,7 +186,7 @@ def flush(
 
 def _end_keys(dp: Datapath, now: int, matches: Any) -> int:
     """Ends the keys that match, one by one, in the kernel, where the lock can be held."""
-    hits = [(b, at, s.seal) for b, at, s in _slots(dp, now) if s.valid > now and matches(s, s.peer)]
+    hits = [(b, at, s.seal) for b, at, s in dp.slots(now) if s.valid > now and matches(s, s.peer)]
     if not hits:
         return 0
     try:

@@ -27,6 +27,7 @@ from ._errors import InputError, XmasqError
 from ._model import Link
 from ._netns import locked
 from ._wire import SEG_BITS
+from ._withdraw import withdraw
 
 VNI_MAX = (1 << 24) - 1
 MTU_MIN = 68
@@ -370,7 +371,10 @@ def delete_link(name: str) -> None:
     with locked(), IPRoute() as ipr, find_links(ipr, name) as (dp, found):
         assert dp is not None  # find_links raises for a link that is not there
         ((idx, link),) = found.items()
+        now = _hold.now_ns()
+        given = [s for _, _, s in dp.slots(now) if s.ifindex == link.ifindex and s.valid > now]
         dp.drop_link(idx)
+        withdraw(dp.conf(), given)
         try:
             ipr.link("del", index=link.ifindex)
         except NetlinkError as e:

@@ -16,8 +16,8 @@ VERSION = 1
 OFFER, ACCEPT, CONFIRM = 1, 2, 3
 TYPES = {OFFER: "OFFER", ACCEPT: "ACCEPT", CONFIRM: "CONFIRM"}
 
-#: Flag bits of a control packet: further key bits in DSCP (0 to 3); in an OFFER: a packet with
-#: this key has been decoded since the last CONFIRM.
+#: Flag bits of a control packet: further key bits in DSCP (0 to 3); in a CONFIRM: a packet with
+#: this key has been decoded since the last one.
 CTL_XBITS, CTL_USED = 0x03, 0x80
 
 #: Variants of a flow: DF was clear.

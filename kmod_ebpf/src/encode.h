@@ -159,7 +159,7 @@ static __always_inline int encode(struct __sk_buff *skb)
 		goto fallback;
 	len = be16(old.len);
 	reason = C_FB_LENGTH;
-	if (ETH_HLEN + len != skb->len || len < IP_HDR_LEN)
+	if (ETH_HLEN + len != skb->len || len <= IP_HDR_LEN)
 		goto fallback;
 	l4_len = len - IP_HDR_LEN;
 	conf = conf_get();
