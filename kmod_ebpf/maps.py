@@ -258,7 +258,7 @@ class MacKey(Struct):
 class MacSeen(Struct):
     """Where a MAC was last seen as a source."""
 
-    _fields_ = [("peer", Be32), ("moved", u32), ("at", u64)]
+    _fields_ = [("peer", Be32), ("moved", u16), ("ask", u16), ("at", u64)]
 
 
 class U64(Struct):

@@ -173,7 +173,8 @@ static __always_inline int bounced(struct __sk_buff *skb, struct conf *conf,
 	if (e && e->key == k.key && e->peer == wire->src)
 		e->lease_end = 0; /* breaks the seal, too: dead for every reader */
 	if (be16(wire->len) == IP_HDR_LEN)
-		return ACT_SHOT; /* a key taken back (xmasq_link/_withdraw.py): nothing to restore */
+		return ACT_SHOT; /* a key taken back (xmasq_link/_withdraw.py): nothing to restore
+				  */
 	id = link_id(t.flow.ifindex);
 	if (restore(skb, wire, t.flow.sip, t.flow.dip, t.flow.smac, t.flow.dmac, t.flow.dscp,
 		    t.flow.variant, csum_diff4(wire->src, wire->dst, t.flow.sip, t.flow.dip))) {

@@ -28,6 +28,7 @@
 #define ETH_HLEN 14
 #define ETH_ALEN 6
 #define ETHERTYPE_IPV4 0x0800
+#define ETHERTYPE_LOCAL 0x88b5 /* IEEE 802, local experimental */
 
 #define IPPROTO_ICMP 1
 #define IPPROTO_IPIP 4

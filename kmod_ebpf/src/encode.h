@@ -10,6 +10,8 @@
 #include "parse.h"
 #include "seal.h"
 
+#define ASK_LEN 64
+
 /* A source seen here is behind this host: what makes it the owner of that MAC. */
 static __always_inline void own_mac(__u32 link, const __u8 *mac, __u64 now)
 {
@@ -117,6 +119,31 @@ static __always_inline __u32 segments(const struct __sk_buff *skb)
 	return skb->len / size + 1; /* a virtual machine's packet may leave it out */
 }
 
+/*
+ * Asks the vxlan driver where it would send to the source of this frame: turned round and cut
+ * short, it goes as far as the underlay's egress hook, which notes the peer and drops it
+ * (underlay.h, answer). Where there is no such hook, a frame of an unknown type arrives and is
+ * ignored.
+ */
+static __always_inline int ask(struct __sk_buff *skb, struct conf *conf)
+{
+	__u8 head[ETH_HLEN + 8] __attribute__((aligned(8)));
+	__u8 buf[2 * ETH_ALEN];
+
+	mark_clear(skb);
+	if (skb->len > ASK_LEN && xm_skb_change_tail(skb, ASK_LEN, 0))
+		return ACT_SHOT;
+	if (xm_skb_load_bytes(skb, 0, buf, sizeof(buf)))
+		return ACT_SHOT;
+	__builtin_memcpy(head, buf + ETH_ALEN, ETH_ALEN);
+	__builtin_memcpy(head + ETH_ALEN, buf, ETH_ALEN);
+	*(__be16 *)(head + 2 * ETH_ALEN) = be16(ETHERTYPE_LOCAL);
+	__builtin_memcpy(head + ETH_HLEN, &conf->salt, 8);
+	if (xm_skb_store_bytes(skb, 0, head, sizeof(head), 0))
+		return ACT_SHOT;
+	return ACT_UNSPEC;
+}
+
 static __always_inline int encode(struct __sk_buff *skb)
 {
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
@@ -134,6 +161,11 @@ static __always_inline int encode(struct __sk_buff *skb)
 	int reason, granted = 0;
 	__u64 now = 0;
 
+	conf = conf_get();
+	if (!conf)
+		return ACT_UNSPEC;
+	if (skb->mark == (conf->magic | KIND_ASK))
+		return ask(skb, conf);
 	reason = C_FB_NOT_IP;
 	if (skb->protocol != be16(ETHERTYPE_IPV4))
 		goto fallback;
@@ -162,9 +194,6 @@ static __always_inline int encode(struct __sk_buff *skb)
 	if (ETH_HLEN + len != skb->len || len <= IP_HDR_LEN)
 		goto fallback;
 	l4_len = len - IP_HDR_LEN;
-	conf = conf_get();
-	if (!conf)
-		return ACT_UNSPEC;
 	segs = segments(skb);
 	if (segs > 1) {
 		reason = C_FB_DF_CLEAR;

@@ -233,7 +233,8 @@ struct mac_key {
 /* Where a MAC was last seen as a source. */
 struct mac_seen {
 	__be32 peer; /* 0: at the link's egress, so it is ours */
-	__u32 moved; /* was elsewhere before; the link's ingress hook takes note */
+	__u16 moved; /* was elsewhere before; the link's ingress hook takes note */
+	__u16 ask; /* does our FDB send to that peer? The same hook finds out */
 	__u64 at;
 };
 

@@ -47,6 +47,7 @@ enum kind {
 	KIND_CONTROL, /* a control or a bounced packet, complete */
 	KIND_OFFER, /* clone of a fallback packet, to become an OFFER */
 	KIND_DECODED, /* on its way into the link */
+	KIND_ASK, /* clone of a frame from the tunnel, to see where our FDB sends its answer */
 };
 
 /* skb->cb while such a mark is set. */

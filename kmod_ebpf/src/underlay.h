@@ -85,6 +85,19 @@ static __always_inline void peer_mac(struct link *link, __u32 idx, const __u8 *m
 	mac_set(&k, &fresh);
 }
 
+/* Lets the link's ingress hook ask the FDB, if the firewall and the vxlan driver let the frame in.
+ */
+static __always_inline void ask_where(__u32 idx, const __u8 *mac, __be32 peer)
+{
+	struct mac_key k = { .link = idx };
+	struct mac_seen *seen;
+
+	__builtin_memcpy(k.mac, mac, ETH_ALEN);
+	seen = mac_get(&k);
+	if (seen && seen->peer == peer)
+		seen->ask = 1;
+}
+
 /* Receiver: a fallback packet of a peer that speaks xmasq. Offers a key if the flow is ours. */
 static __always_inline int announced(struct __sk_buff *skb, struct conf *conf,
 				     const struct fallback_hdr *h)
@@ -119,6 +132,7 @@ static __always_inline int announced(struct __sk_buff *skb, struct conf *conf,
 	 */
 	told = told_get(&tk);
 	if (!told || now - *told > XM_OWN_AGE) {
+		ask_where(idx, h->eth.src, h->ip.src);
 		count(idx, C_UNTOLD);
 		return ACT_UNSPEC;
 	}
@@ -317,7 +331,7 @@ static __always_inline void keep_df(struct __sk_buff *skb, struct fallback_hdr *
 	xm_skb_store_bytes(skb, INNER_OFF + ETH_HLEN, &ip, sizeof(ip), 0);
 }
 
-/* Sender: a packet of the vxlan driver leaves. */
+/* Sender: a packet of the vxlan driver leaves. An action, or 0 if it is none of our links'. */
 static __always_inline int announce(struct __sk_buff *skb, struct conf *conf, __be32 src,
 				    __be32 dst, __u8 tos)
 {
@@ -346,12 +360,19 @@ static __always_inline int announce(struct __sk_buff *skb, struct conf *conf, __
 	told = told_get(&tk);
 	if (!told || now - *told > NSEC_PER_SEC)
 		told_set(&tk, now);
+	if (h.eth.proto == be16(ETHERTYPE_LOCAL)) {
+		__u64 tag;
+
+		__builtin_memcpy(&tag, &h.inner, sizeof(tag));
+		if (tag == conf->salt)
+			return ACT_SHOT; /* only asked (encode.h, ask) */
+	}
 
 	/* Only what encode has just let go on this CPU: nobody else's packet solicits. */
 	scratch = scratch_get();
 	if (!scratch || !scratch->missed_at || skb->tc_index != scratch->stamp ||
 	    now - scratch->missed_at > 100 * NSEC_PER_MSEC)
-		return 1;
+		return ACT_UNSPEC;
 	skb->tc_index = scratch->tc_index;
 	if (!inner_flow(&h, link->ifindex, &f) && flow_equal(&f, &scratch->missed)) {
 		struct entry *e = flow_get(&f);
@@ -369,11 +390,12 @@ static __always_inline int announce(struct __sk_buff *skb, struct conf *conf, __
 		live = solicit_get(&f);
 		if (live && now - live->at < 100 * NSEC_PER_MSEC && live->oif == s.oif &&
 		    live->tx_gen == s.tx_gen)
-			return 1; /* one a while will do for a flow that stays in the fallback */
+			return ACT_UNSPEC; /* one a while will do for a flow that stays in the
+					      fallback */
 		s.seal = seal_solicit(&f, &s);
 		solicit_set(&f, &s);
 	}
-	return 1;
+	return ACT_UNSPEC;
 }
 
 static __always_inline int underlay_egress(struct __sk_buff *skb)
@@ -414,8 +436,12 @@ static __always_inline int underlay_egress(struct __sk_buff *skb)
 			__be16 port = udp->dst;
 
 			vtep = vtep_get(src);
-			if (vtep && vtep->port == port && announce(skb, conf, src, dst, tos))
-				return ACT_UNSPEC;
+			if (vtep && vtep->port == port) {
+				int act = announce(skb, conf, src, dst, tos);
+
+				if (act)
+					return act;
+			}
 		}
 	}
 	dscp = tos >> 2;

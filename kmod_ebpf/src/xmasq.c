@@ -238,7 +238,15 @@ int xmasq_arrive(struct __sk_buff *skb)
 	k.link = *id;
 	__builtin_memcpy(k.mac, ((struct eth_hdr *)data)->src, ETH_ALEN);
 	seen = mac_get(&k);
-	if (!seen || (seen->peer && !seen->moved))
+	if (!seen)
+		return ACT_UNSPEC;
+	if (c && seen->ask) {
+		seen->ask = 0;
+		mark_set(skb, c, KIND_ASK);
+		xm_clone_redirect(skb, skb->ifindex, 0);
+		mark_clear(skb);
+	}
+	if (seen->peer && !seen->moved)
 		return ACT_UNSPEC;
 	/*
 	 * It has moved, and the driver has learned so: all flows of the link let their next packet
