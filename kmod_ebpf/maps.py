@@ -49,6 +49,7 @@ class Conf(Struct):
         ("seg_bits", u8),
         ("xbits", u8),
         ("salt", u64),
+        ("tag", u64),
         ("rx_hold", u64),
         ("tx_hold", u64),
     ]
@@ -258,7 +259,7 @@ class MacKey(Struct):
 class MacSeen(Struct):
     """Where a MAC was last seen as a source."""
 
-    _fields_ = [("peer", Be32), ("moved", u16), ("ask", u16), ("at", u64)]
+    _fields_ = [("peer", Be32), ("moved", u32), ("at", u64)]
 
 
 class U64(Struct):
@@ -273,6 +274,7 @@ class Scratch(Struct):
     _fields_ = [
         ("missed", Flow),
         ("missed_at", u64),
+        ("let_go_at", u64),
         ("tx_gen", u32),
         ("stamp", u16),
         ("tc_index", u16),
@@ -361,6 +363,7 @@ LAYOUT: dict[str, tuple[type[Struct] | None, type[Struct] | None]] = {
     "txkeys": (TxkeyKey, Txkey),
     "grants": (Flow, Grant),
     "macs": (MacKey, MacSeen),
+    "asked": (MacKey, U64),
     "oversize": (Flow, U64),
     "scratch": (None, Scratch),
 }

@@ -205,6 +205,7 @@ class Datapath:
             seg_bits=SEG_BITS if seg_bits is None else seg_bits,
             xbits=key_bits or 0,
             salt=secrets.randbits(64),
+            tag=secrets.randbits(64),
             rx_hold=hold.rx_ns,
             tx_hold=hold.tx_ns,
         )

@@ -45,7 +45,7 @@ def _packet(conf: m.Conf, slot: m.Slot) -> bytes:
 def withdraw(conf: m.Conf, slots: Iterable[Any]) -> None:
     """Tells the holders of these keys to stop. A peer that cannot be reached is passed over."""
     with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as s:
-        s.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, conf.magic | _KIND_CONTROL)
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, struct.pack("=I", conf.magic | _KIND_CONTROL))
         for slot in slots:
             with contextlib.suppress(OSError):
                 s.sendto(_packet(conf, slot), (socket.inet_ntoa(bytes(slot.peer)), 0))

@@ -27,13 +27,34 @@ static __always_inline void own_mac(__u32 link, const __u8 *mac, __u64 now)
 	mac_set(&k, &fresh);
 }
 
+/*
+ * Tells the underlay's egress hook, which the vxlan driver calls on this CPU, what comes: it knows
+ * this very packet by a stamp that no socket can set. f: the flow if it could have been encoded.
+ */
+static __always_inline void let_go(struct __sk_buff *skb, const struct link *link,
+				   const struct flow *f, __u64 now)
+{
+	struct scratch *scratch = scratch_get();
+
+	if (!scratch)
+		return;
+	scratch->let_go_at = now;
+	scratch->missed_at = f ? now : 0;
+	if (f)
+		scratch->missed = *f;
+	scratch->tx_gen = link->tx_gen;
+	scratch->tc_index = skb->tc_index;
+	if (!++scratch->stamp)
+		scratch->stamp = 1;
+	skb->tc_index = scratch->stamp;
+}
+
 /* Sends the packet on to the vxlan driver. f: the flow if it could have been encoded. */
 static __always_inline int fallback(struct __sk_buff *skb, int reason, const struct flow *f,
 				    __u64 now)
 {
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
 	__u32 *id = link_id(skb->ifindex);
-	struct scratch *scratch;
 	struct link *link;
 
 	if (!id)
@@ -50,22 +71,7 @@ static __always_inline int fallback(struct __sk_buff *skb, int reason, const str
 		now = tick_ns();
 	if (data + ETH_HLEN <= end)
 		own_mac(*id, ((struct eth_hdr *)data)->src, now);
-	scratch = scratch_get();
-	if (scratch) {
-		/*
-		 * The underlay egress hook, called from the vxlan driver on this CPU, looks. It
-		 * knows this very packet by a stamp that no socket can set.
-		 */
-		scratch->missed_at = f ? now : 0;
-		if (f) {
-			scratch->missed = *f;
-			scratch->tx_gen = link->tx_gen;
-			scratch->tc_index = skb->tc_index;
-			if (!++scratch->stamp)
-				scratch->stamp = 1;
-			skb->tc_index = scratch->stamp;
-		}
-	}
+	let_go(skb, link, f, now);
 	return ACT_UNSPEC;
 }
 
@@ -129,8 +135,12 @@ static __always_inline int ask(struct __sk_buff *skb, struct conf *conf)
 {
 	__u8 head[ETH_HLEN + 8] __attribute__((aligned(8)));
 	__u8 buf[2 * ETH_ALEN];
+	__u32 *id = link_id(skb->ifindex);
+	struct link *link = id ? link_at(*id) : 0;
 
 	mark_clear(skb);
+	if (!link)
+		return ACT_SHOT;
 	if (skb->len > ASK_LEN && xm_skb_change_tail(skb, ASK_LEN, 0))
 		return ACT_SHOT;
 	if (xm_skb_load_bytes(skb, 0, buf, sizeof(buf)))
@@ -138,9 +148,10 @@ static __always_inline int ask(struct __sk_buff *skb, struct conf *conf)
 	__builtin_memcpy(head, buf + ETH_ALEN, ETH_ALEN);
 	__builtin_memcpy(head + ETH_ALEN, buf, ETH_ALEN);
 	*(__be16 *)(head + 2 * ETH_ALEN) = be16(ETHERTYPE_LOCAL);
-	__builtin_memcpy(head + ETH_HLEN, &conf->salt, 8);
+	__builtin_memcpy(head + ETH_HLEN, &conf->tag, 8);
 	if (xm_skb_store_bytes(skb, 0, head, sizeof(head), 0))
 		return ACT_SHOT;
+	let_go(skb, link, 0, tick_ns());
 	return ACT_UNSPEC;
 }
 

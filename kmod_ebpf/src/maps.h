@@ -30,6 +30,7 @@ struct conf {
 	__u8 seg_bits;
 	__u8 xbits;
 	__u64 salt; /* random; mixed into nonces */
+	__u64 tag; /* random; in frames that only ask our FDB */
 	__u64 rx_hold; /* boot time, ns: no key is given before */
 	__u64 tx_hold; /* boot time, ns: no key is accepted before */
 };
@@ -233,8 +234,7 @@ struct mac_key {
 /* Where a MAC was last seen as a source. */
 struct mac_seen {
 	__be32 peer; /* 0: at the link's egress, so it is ours */
-	__u16 moved; /* was elsewhere before; the link's ingress hook takes note */
-	__u16 ask; /* does our FDB send to that peer? The same hook finds out */
+	__u32 moved; /* was elsewhere before; the link's ingress hook takes note */
 	__u64 at;
 };
 
@@ -242,6 +242,7 @@ struct mac_seen {
 struct scratch {
 	struct flow missed; /* the flow that encode has just sent into the fallback */
 	__u64 missed_at; /* 0: it could not be encoded */
+	__u64 let_go_at; /* encode let a packet go on to the driver */
 	__u32 tx_gen; /* of the link, before the driver looked into its FDB */
 	__u16 stamp; /* in skb->tc_index of that packet */
 	__u16 tc_index; /* what it was before */

@@ -31,7 +31,7 @@ static __always_inline __u32 pair_find(__be32 local, __be32 peer)
 static __always_inline __u32 pair_make(__be32 local, __be32 peer, __u64 now)
 {
 	struct pair_key k = { .local = local, .peer = peer }, old = {};
-	__u32 idx = pair_find(local, peer);
+	__u32 idx = pair_find(local, peer), *id;
 	struct pool *pool = pool_get();
 
 	if (idx || !pool)
@@ -67,9 +67,10 @@ static __always_inline __u32 pair_make(__be32 local, __be32 peer, __u64 now)
 		}
 		xm_spin_unlock(&pool->lock);
 		if (taken) {
-			pair_id_del(&old);
-			pair_id_set(&k, idx);
-			return idx;
+			id = pair_id(&old);
+			if (id && *id == idx)
+				pair_id_del(&old);
+			return pair_id_set(&k, idx) ? 0 : idx;
 		}
 	}
 	return 0;

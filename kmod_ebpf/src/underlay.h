@@ -85,25 +85,13 @@ static __always_inline void peer_mac(struct link *link, __u32 idx, const __u8 *m
 	mac_set(&k, &fresh);
 }
 
-/* Lets the link's ingress hook ask the FDB, if the firewall and the vxlan driver let the frame in.
- */
-static __always_inline void ask_where(__u32 idx, const __u8 *mac, __be32 peer)
-{
-	struct mac_key k = { .link = idx };
-	struct mac_seen *seen;
-
-	__builtin_memcpy(k.mac, mac, ETH_ALEN);
-	seen = mac_get(&k);
-	if (seen && seen->peer == peer)
-		seen->ask = 1;
-}
-
 /* Receiver: a fallback packet of a peer that speaks xmasq. Offers a key if the flow is ours. */
 static __always_inline int announced(struct __sk_buff *skb, struct conf *conf,
 				     const struct fallback_hdr *h)
 {
 	__u32 vni = vxlan_vni(h->vxlan), idx, pair_idx, fresh;
 	struct pair_key tk = { .local = h->ip.dst, .peer = h->ip.src };
+	struct mac_key mk = {};
 	__u64 now = xm_boot_ns(), *told;
 	struct grant *live, g;
 	struct offer o = {};
@@ -115,6 +103,19 @@ static __always_inline int announced(struct __sk_buff *skb, struct conf *conf,
 	link = link_at(idx);
 	if (!idx || !link || !(link->flags & LINK_UP))
 		return ACT_UNSPEC;
+	/*
+	 * The host's firewall comes after this hook, and the vxlan driver after that. So keys go
+	 * only to hosts that our own driver sends to: its FDB is what the operator trusts.
+	 */
+	told = told_get(&tk);
+	if (!told || now - *told > XM_OWN_AGE) {
+		/* Let the link's ingress hook ask, if the driver takes the frame in. */
+		mk.link = idx;
+		__builtin_memcpy(mk.mac, h->eth.src, ETH_ALEN);
+		asked_set(&mk, now);
+		count(idx, C_UNTOLD);
+		return ACT_UNSPEC;
+	}
 	peer_mac(link, idx, h->eth.src, h->ip.src, now);
 	if (inner_flow(h, link->ifindex, &f))
 		return ACT_UNSPEC;
@@ -124,16 +125,6 @@ static __always_inline int announced(struct __sk_buff *skb, struct conf *conf,
 	}
 	if (now < conf->rx_hold) {
 		count(idx, C_HELD);
-		return ACT_UNSPEC;
-	}
-	/*
-	 * The host's firewall comes after this hook, and the vxlan driver after that. So keys go
-	 * only to hosts that our own driver sends to: its FDB is what the operator trusts.
-	 */
-	told = told_get(&tk);
-	if (!told || now - *told > XM_OWN_AGE) {
-		ask_where(idx, h->eth.src, h->ip.src);
-		count(idx, C_UNTOLD);
 		return ACT_UNSPEC;
 	}
 	f.peer = h->ip.src;
@@ -356,7 +347,13 @@ static __always_inline int announce(struct __sk_buff *skb, struct conf *conf, __
 		return 0;
 	count(idx, C_ANNOUNCED);
 
+	/* Only what encode has just let go on this CPU: nobody else's packet counts. */
 	now = xm_boot_ns();
+	scratch = scratch_get();
+	if (!scratch || !scratch->let_go_at || skb->tc_index != scratch->stamp ||
+	    now - scratch->let_go_at > 100 * NSEC_PER_MSEC)
+		return ACT_UNSPEC;
+	skb->tc_index = scratch->tc_index;
 	told = told_get(&tk);
 	if (!told || now - *told > NSEC_PER_SEC)
 		told_set(&tk, now);
@@ -364,16 +361,11 @@ static __always_inline int announce(struct __sk_buff *skb, struct conf *conf, __
 		__u64 tag;
 
 		__builtin_memcpy(&tag, &h.inner, sizeof(tag));
-		if (tag == conf->salt)
+		if (tag == conf->tag)
 			return ACT_SHOT; /* only asked (encode.h, ask) */
 	}
-
-	/* Only what encode has just let go on this CPU: nobody else's packet solicits. */
-	scratch = scratch_get();
-	if (!scratch || !scratch->missed_at || skb->tc_index != scratch->stamp ||
-	    now - scratch->missed_at > 100 * NSEC_PER_MSEC)
+	if (!scratch->missed_at)
 		return ACT_UNSPEC;
-	skb->tc_index = scratch->tc_index;
 	if (!inner_flow(&h, link->ifindex, &f) && flow_equal(&f, &scratch->missed)) {
 		struct entry *e = flow_get(&f);
 		struct solicit *live, s = { .local = src,

@@ -29,6 +29,7 @@ BPF_TABLE("lru_hash", struct txkey_key, struct txkey, txkeys, MAX_FLOWS);
 BPF_TABLE("lru_hash", struct flow, struct grant, grants, MAX_FLOWS);
 BPF_TABLE("lru_hash", struct mac_key, struct mac_seen, macs, MAX_FLOWS / 4);
 BPF_TABLE("lru_hash", struct flow, u64, oversize, MAX_FLOWS / 4);
+BPF_TABLE("lru_hash", struct mac_key, u64, asked, MAX_PAIRS);
 BPF_TABLE("percpu_array", u32, struct scratch, scratch, 1);
 BPF_TABLE("percpu_array", u32, struct counters, stats, MAX_LINKS);
 
@@ -83,9 +84,9 @@ static __always_inline __u32 *pair_id(struct pair_key *k)
 	return pair_ids.lookup(k);
 }
 
-static __always_inline void pair_id_set(struct pair_key *k, __u32 idx)
+static __always_inline int pair_id_set(struct pair_key *k, __u32 idx)
 {
-	pair_ids.update(k, &idx);
+	return pair_ids.update(k, &idx);
 }
 
 static __always_inline void pair_id_del(struct pair_key *k)
@@ -178,6 +179,21 @@ static __always_inline void mac_del(struct mac_key *k)
 	macs.delete(k);
 }
 
+static __always_inline __u64 *asked_get(struct mac_key *k)
+{
+	return asked.lookup(k);
+}
+
+static __always_inline void asked_set(struct mac_key *k, __u64 at)
+{
+	asked.update(k, &at);
+}
+
+static __always_inline void asked_del(struct mac_key *k)
+{
+	asked.delete(k);
+}
+
 static __always_inline __u64 *oversize_get(struct flow *f)
 {
 	return oversize.lookup(f);
@@ -237,16 +253,14 @@ int xmasq_arrive(struct __sk_buff *skb)
 		return ACT_UNSPEC;
 	k.link = *id;
 	__builtin_memcpy(k.mac, ((struct eth_hdr *)data)->src, ETH_ALEN);
-	seen = mac_get(&k);
-	if (!seen)
-		return ACT_UNSPEC;
-	if (c && seen->ask) {
-		seen->ask = 0;
+	if (c && asked_get(&k)) {
+		asked_del(&k);
 		mark_set(skb, c, KIND_ASK);
 		xm_clone_redirect(skb, skb->ifindex, 0);
 		mark_clear(skb);
 	}
-	if (seen->peer && !seen->moved)
+	seen = mac_get(&k);
+	if (!seen || (seen->peer && !seen->moved))
 		return ACT_UNSPEC;
 	/*
 	 * It has moved, and the driver has learned so: all flows of the link let their next packet
