@@ -309,8 +309,9 @@ def create_link(
             _build(ipr, dp, want, underlay, mtu, vxlan or {}, undo)
             if up:
                 ipr.link("set", index=ipr.link_lookup(ifname=name)[0], state="up")
+            made = links(name)[0]
             undo.pop_all()
-    return links(name)[0]
+    return made
 
 
 def _build(
@@ -373,13 +374,17 @@ def delete_link(name: str) -> None:
         ((idx, link),) = found.items()
         now = _hold.now_ns()
         given = [s for _, _, s in dp.slots(now) if s.ifindex == link.ifindex and s.valid > now]
-        dp.drop_link(idx)
+        # From here on its keys bounce, and until the hooks go nothing encoded reaches this host's sockets.
+        link.flags &= ~m.LINK_UP
+        link.rx_gen += 1
+        dp.put_link(idx, link)
         withdraw(dp.conf(), given)
         try:
             ipr.link("del", index=link.ifindex)
         except NetlinkError as e:
             if e.code != errno.ENODEV:
                 raise XmasqError(f"the kernel does not delete {name}: {os.strerror(e.code)}") from e
+        dp.drop_link(idx)
         dp.release_underlay(ipr, link.underlay)
         _reap(ipr, dp)
         if not dp.links():

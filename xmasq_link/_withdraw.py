@@ -43,8 +43,11 @@ def _packet(conf: m.Conf, slot: m.Slot) -> bytes:
 
 
 def withdraw(conf: m.Conf, slots: Iterable[Any]) -> None:
-    """Tells the holders of these keys to stop. A peer that cannot be reached is passed over."""
-    with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as s:
+    """Tells the holders of these keys to stop. A courtesy: what cannot be sent is passed over."""
+    with (
+        contextlib.suppress(OSError),
+        socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as s,
+    ):
         s.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, struct.pack("=I", conf.magic | _KIND_CONTROL))
         for slot in slots:
             with contextlib.suppress(OSError):
