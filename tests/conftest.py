@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""For all tests: says what they run on, and fails those that need root when there is none."""
+"""For all tests: says what they run on, fails those that need root when there is none, and leaves the long
+ones for `make test ARGS="-m slow"`."""
 
 from __future__ import annotations
 
@@ -15,6 +16,16 @@ def pytest_report_header() -> str:
     """One line above the results: results depend on the kernel."""
     machine = platform.uname()
     return f"kernel: {machine.release} {machine.machine}, {os.cpu_count()} CPUs, uid {os.geteuid()}"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out what is marked slow unless -m speaks of it."""
+    if "slow" in config.getoption("markexpr"):
+        return
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    if slow:
+        items[:] = [item for item in items if not item.get_closest_marker("slow")]
+        config.hook.pytest_deselected(items=slow)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

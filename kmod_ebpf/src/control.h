@@ -91,6 +91,7 @@ static __always_inline __u32 on_offer(struct conf *conf, __u32 idx, struct link 
 	struct mac_seen *seen;
 	struct solicit *live_s, s;
 	struct txkey *live_t, t;
+	__u64 until;
 	struct pending *live_p, p;
 	struct pair *pair;
 	struct entry *e;
@@ -143,8 +144,11 @@ static __always_inline __u32 on_offer(struct conf *conf, __u32 idx, struct link 
 			return 0;
 		}
 	}
+	until = now + (__u64)(lease + link->guard_ms) * NSEC_PER_MSEC;
+	/* Never sooner than an earlier lease of the same flow said. */
+	if (!live_t || !flow_equal(&t.flow, &f) || t.until < until)
+		t.until = until;
 	t.flow = f;
-	t.until = now + (__u64)(lease + link->guard_ms) * NSEC_PER_MSEC;
 	t.seal = seal_txkey(&k, &t);
 	if (txkey_set(&k, &t))
 		return 0;
