@@ -34,7 +34,6 @@ class Struct(ctypes.LittleEndianStructure):
 
 
 LINK_UP, LINK_SECRET, LINK_LEARNING = 0x01, 0x02, 0x04
-UNDERLAY_OWN_CLSACT = 0x01
 VAR_NODF = 0x01
 BLOCK_KEYS, PAIR_BLOCKS = 64, 128
 
@@ -90,7 +89,7 @@ class Vtep(Struct):
 class Underlay(Struct):
     """A device that carries the underlay hooks."""
 
-    _fields_ = [("mtu", u32), ("flags", u32)]
+    _fields_ = [("mtu", u32)]
 
 
 class Flow(Struct):

@@ -120,6 +120,13 @@ def detach(ipr: IPRoute, f: Filter) -> None:
         )
 
 
+def _remove_clsact(ipr: IPRoute, ifindex: int) -> None:
+    """Undoes the qdisc of a creation that failed, unless somebody uses it by now."""
+    if not any(True for parent in (INGRESS, EGRESS) for _ in _raw_filters(ipr, ifindex, parent)):
+        with _gone_is_fine():
+            ipr.tc("del", "clsact", ifindex)
+
+
 @contextlib.contextmanager
 def _gone_is_fine() -> Iterator[None]:
     try:
@@ -246,31 +253,26 @@ class Datapath:
 
     def hook_underlay(self, ipr: IPRoute, ifindex: int, mtu: int, undo: contextlib.ExitStack) -> None:
         """Sees to it that an underlay device has the hooks."""
-        undo.callback(self.release_underlay, ipr, ifindex)
-        raw = self.maps["underlays"].lookup(u32(ifindex))
-        known = m.Underlay.parse(raw) if raw else m.Underlay()
-        known.mtu = mtu
         if ifindex not in clsact_devices(ipr):
-            known.flags |= m.UNDERLAY_OWN_CLSACT
-            self.maps["underlays"].update(u32(ifindex), known.raw())
+            undo.callback(_remove_clsact, ipr, ifindex)
             ipr.tc("add", "clsact", ifindex)
-        self.maps["underlays"].update(u32(ifindex), known.raw())
+        undo.callback(self.release_underlay, ipr, ifindex)
+        self.maps["underlays"].update(u32(ifindex), m.Underlay(mtu=mtu).raw())
         present = {f.name for f in filters(ipr, ifindex)}
         for parent, name in ((EGRESS, OUT), (INGRESS, IN)):
             if name not in present:
                 attach(ipr, ifindex, parent, name, self.programs[name])
 
     def release_underlay(self, ipr: IPRoute, ifindex: int) -> None:
-        """Removes the hooks of an underlay device if no link needs them any more."""
+        """Removes the hooks of an underlay device if no link needs them any more.
+
+        An empty clsact qdisc stays: to take it away the kernel stops the whole device for a moment
+        (net/sched/sch_api.c, qdisc_graft), and packets are lost.
+        """
         if any(link.underlay == ifindex for link in self.links().values()):
             return
         for f in filters(ipr, ifindex):
             detach(ipr, f)
-        raw = self.maps["underlays"].lookup(u32(ifindex))
-        left = [*_raw_filters(ipr, ifindex, INGRESS), *_raw_filters(ipr, ifindex, EGRESS)]
-        if raw and m.Underlay.parse(raw).flags & m.UNDERLAY_OWN_CLSACT and not left:
-            with _gone_is_fine():
-                ipr.tc("del", "clsact", ifindex)
         self.maps["underlays"].delete(u32(ifindex))
 
     def hook_link(self, ipr: IPRoute, ifindex: int) -> None:

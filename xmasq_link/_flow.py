@@ -166,6 +166,10 @@ def flush(
             return 0
         indexes = {x.ifindex for x in links.values()}
         now = _hold.now_ns()
+        if at_peer is not None:
+            for x in links.values():
+                # A peer that the FDB has no entry for any more must not be offered keys by habit.
+                dp.maps["told"].delete(bytes(x.local) + at_peer)
 
         def matches(flow: Any, of_peer: Any) -> bool:
             return (

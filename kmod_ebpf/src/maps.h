@@ -65,11 +65,8 @@ struct vtep {
 	__u16 pad;
 };
 
-#define UNDERLAY_OWN_CLSACT 0x01 /* the qdisc was made by us */
-
 struct underlay {
 	__u32 mtu;
-	__u32 flags;
 };
 
 /*

@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the dispatch table is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from .output import Options
+
+
+class Command(NamedTuple):
+    """A command of an object.
+
+    name: in full; also: further names. Any of them may be abbreviated, and the first command that
+    fits is meant. run: gets the words behind the command. changes: it needs root from the start.
+    whole: once begun, it runs to its end before a signal is obeyed.
+    """
+
+    name: str
+    run: Callable[[Sequence[str], Options], None]
+    also: tuple[str, ...] = ()
+    changes: bool = False
+    whole: bool = False
