@@ -14,6 +14,7 @@ from ctypes import c_uint64 as u64
 from typing import Self
 
 Secret = u64 * 2
+Pad3 = u16 * 3
 Headers = u64 * 12
 Mac = u8 * 6
 Be32 = u8 * 4
@@ -49,6 +50,8 @@ class Conf(Struct):
         ("xbits", u8),
         ("salt", u64),
         ("tag", u64),
+        ("stamp", u16),
+        ("pad", Pad3),
         ("rx_hold", u64),
         ("tx_hold", u64),
     ]

@@ -213,6 +213,7 @@ class Datapath:
             xbits=key_bits or 0,
             salt=secrets.randbits(64),
             tag=secrets.randbits(64),
+            stamp=secrets.randbits(16),
             rx_hold=hold.rx_ns,
             tx_hold=hold.tx_ns,
         )

@@ -160,21 +160,24 @@ static __always_inline int bounced(struct __sk_buff *skb, struct conf *conf,
 		return ACT_UNSPEC;
 	count(0, C_BOUNCE_RX);
 	live = txkey_get(&k);
+	/* Empty: a key is taken back (xmasq_link/_withdraw.py), perhaps one forgotten here already. */
+	if (!live && be16(wire->len) == IP_HDR_LEN)
+		return ACT_SHOT;
 	if (!live) {
 		stray(wire->dst, wire->src, now);
 		return pair_find(wire->dst, wire->src) ? ACT_SHOT : ACT_UNSPEC;
 	}
 	copy_words(&t, live, sizeof(t) / 8);
 	if (t.seal != seal_txkey(&k, &t) || now >= t.until) {
-		stray(wire->dst, wire->src, now);
+		if (be16(wire->len) != IP_HDR_LEN)
+			stray(wire->dst, wire->src, now);
 		return ACT_SHOT;
 	}
 	e = flow_get(&t.flow);
 	if (e && e->key == k.key && e->peer == wire->src)
 		e->lease_end = 0; /* breaks the seal, too: dead for every reader */
 	if (be16(wire->len) == IP_HDR_LEN)
-		return ACT_SHOT; /* a key taken back (xmasq_link/_withdraw.py): nothing to restore
-				  */
+		return ACT_SHOT;
 	id = link_id(t.flow.ifindex);
 	if (restore(skb, wire, t.flow.sip, t.flow.dip, t.flow.smac, t.flow.dmac, t.flow.dscp,
 		    t.flow.variant, csum_diff4(wire->src, wire->dst, t.flow.sip, t.flow.dip))) {

@@ -175,7 +175,7 @@ static __always_inline int encode(struct __sk_buff *skb)
 	conf = conf_get();
 	if (!conf)
 		return ACT_UNSPEC;
-	if (skb->mark == (conf->magic | KIND_ASK))
+	if (marked(skb, conf) && (skb->mark & 0xf) == KIND_ASK)
 		return ask(skb, conf);
 	reason = C_FB_NOT_IP;
 	if (skb->protocol != be16(ETHERTYPE_IPV4))
@@ -202,7 +202,7 @@ static __always_inline int encode(struct __sk_buff *skb)
 		goto fallback;
 	len = be16(old.len);
 	reason = C_FB_LENGTH;
-	if (ETH_HLEN + len != skb->len || len <= IP_HDR_LEN)
+	if (ETH_HLEN + len != skb->len)
 		goto fallback;
 	l4_len = len - IP_HDR_LEN;
 	segs = segments(skb);
@@ -218,13 +218,6 @@ static __always_inline int encode(struct __sk_buff *skb)
 		if (segs >= 1U << (conf->seg_bits & 15))
 			goto fallback;
 	}
-	/*
-	 * Within tunnels GRO looks at the innermost IDs only, so it could join packets with
-	 * different keys.
-	 */
-	reason = C_FB_TUNNEL_PROTO;
-	if (old.proto == IPPROTO_IPIP || old.proto == IPPROTO_IPV6 || old.proto == IPPROTO_GRE)
-		goto fallback;
 	seg_len = len;
 	if (segs > 1) {
 		seg_len = IP_HDR_LEN + UDP_HDR_LEN + skb->gso_size;

@@ -31,6 +31,8 @@ struct conf {
 	__u8 xbits;
 	__u64 salt; /* random; mixed into nonces */
 	__u64 tag; /* random; in frames that only ask our FDB */
+	__u16 stamp; /* random; in skb->tc_index along with magic in skb->mark */
+	__u16 pad[3];
 	__u64 rx_hold; /* boot time, ns: no key is given before */
 	__u64 tx_hold; /* boot time, ns: no key is accepted before */
 };

@@ -24,6 +24,14 @@ static __always_inline int ip_reason(const struct ip_hdr *ip, __u8 dmac0, __u8 *
 			return C_FB_DF_CLEAR;
 		*variant = XM_VAR_NODF;
 	}
+	if (be16(ip->len) <= IP_HDR_LEN)
+		return C_FB_LENGTH; /* an empty bounced packet takes a key back */
+	/*
+	 * Within tunnels GRO looks at the innermost IDs only, so it could join packets with
+	 * different keys.
+	 */
+	if (ip->proto == IPPROTO_IPIP || ip->proto == IPPROTO_IPV6 || ip->proto == IPPROTO_GRE)
+		return C_FB_TUNNEL_PROTO;
 	if (ip->ttl < XM_MIN_TTL)
 		return C_FB_TTL;
 	if (dmac0 & 1)

@@ -58,6 +58,7 @@ enum kind {
 #define CB_KEY 1
 #define CB_NONCE 2
 #define CB_LINK 3
+#define CB_TC_INDEX 4
 
 static __always_inline void count(__u32 link, enum counter which)
 {
@@ -81,12 +82,25 @@ static __always_inline void mark_set(struct __sk_buff *skb, struct conf *conf, e
 {
 	skb->cb[CB_MARK] = skb->mark;
 	barrier();
+	skb->cb[CB_TC_INDEX] = skb->tc_index;
+	barrier();
+	skb->tc_index = conf->stamp;
 	skb->mark = conf->magic | kind;
+}
+
+/*
+ * Is it marked by us? A socket can set skb->mark, and a macvlan of the underlay device keeps the
+ * mark that a container's socket has set; tc_index neither can.
+ */
+static __always_inline int marked(const struct __sk_buff *skb, const struct conf *conf)
+{
+	return (skb->mark & ~0xfU) == conf->magic && skb->tc_index == conf->stamp;
 }
 
 static __always_inline void mark_clear(struct __sk_buff *skb)
 {
 	skb->mark = skb->cb[CB_MARK];
+	skb->tc_index = skb->cb[CB_TC_INDEX];
 }
 
 /* Index of the link with this VNI at a local VTEP address, or 0. */

@@ -397,10 +397,11 @@ static __always_inline int underlay_egress(struct __sk_buff *skb)
 	struct ip_hdr *ip;
 	__be32 src, dst;
 	__u8 tos, dscp;
+	int empty;
 
 	if (!conf)
 		return ACT_UNSPEC;
-	if ((skb->mark & ~0xfU) == conf->magic) {
+	if (marked(skb, conf)) {
 		if ((skb->mark & 0xf) == KIND_OFFER)
 			return make_offer(skb, conf);
 		mark_clear(skb);
@@ -417,6 +418,7 @@ static __always_inline int underlay_egress(struct __sk_buff *skb)
 	}
 	ip = data + ETH_HLEN;
 	tos = ip->tos;
+	empty = ip->len == be16(IP_HDR_LEN);
 	src = ip->src;
 	dst = ip->dst;
 	if (ip->proto == IPPROTO_UDP && ip->ver_ihl == 0x45 && !(ip->frag & be16(0x1fff)) &&
@@ -438,6 +440,9 @@ static __always_inline int underlay_egress(struct __sk_buff *skb)
 	}
 	dscp = tos >> 2;
 	if (likely(!dscp_is(conf, conf->mark, dscp) && !dscp_is(conf, conf->bounce, dscp)))
+		return ACT_UNSPEC;
+	/* From our own raw socket: a key that is taken back (xmasq_link/_withdraw.py). */
+	if (skb->mark == (conf->magic | KIND_CONTROL) && empty && dscp_is(conf, conf->bounce, dscp))
 		return ACT_UNSPEC;
 	/* Between two of our underlays, as a router: that is other hosts' business. */
 	if (skb->ingress_ifindex && underlay_get(skb->ingress_ifindex) && !vtep_get(src))

@@ -244,7 +244,7 @@ int xmasq_arrive(struct __sk_buff *skb)
 	struct link *link;
 	u32 *id;
 
-	if (c && skb->mark == (c->magic | KIND_DECODED)) {
+	if (c && marked(skb, c) && (skb->mark & 0xf) == KIND_DECODED) {
 		mark_clear(skb);
 		return ACT_UNSPEC;
 	}
