@@ -160,7 +160,7 @@ static __always_inline int bounced(struct __sk_buff *skb, struct conf *conf,
 		return ACT_UNSPEC;
 	count(0, C_BOUNCE_RX);
 	live = txkey_get(&k);
-	/* Empty: a key is taken back (xmasq_link/_withdraw.py), perhaps one forgotten here already. */
+	/* Empty: a key is taken back (xmasq_link/_withdraw.py), maybe one forgotten here. */
 	if (!live && be16(wire->len) == IP_HDR_LEN)
 		return ACT_SHOT;
 	if (!live) {

@@ -18,6 +18,9 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
+from xmasq_link import InputError, _hold, netns
+from xmasq_link._netns import cookie
+
 from . import process
 from .fabric import Fabric
 from .nodes import Host
@@ -115,7 +118,8 @@ class Lab:
             raise LabError(f"role {role!r} is already taken in this lab")
         name = f"{self.prefix}-{role}"
         self._roles.append(role)
-        process.run(["ip", "netns", "add", name])
+        with _signals_held():  # or an interrupted start leaves an `ip` at work that nobody knows of
+            process.run(["ip", "netns", "add", name])
         return name
 
     def remove_namespace(self, role: str) -> None:
@@ -218,6 +222,9 @@ def _remove_namespaces(names: Iterable[str]) -> None:
     for pid in _processes_in(inodes):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
+    for path in paths:
+        with contextlib.suppress(OSError, InputError), netns(str(path)):
+            (_hold.RUN / cookie()).unlink(missing_ok=True)
     process.batch(["ip"], (f"netns del {path.name}" for path in paths), force=True)
 
 

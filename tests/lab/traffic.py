@@ -57,7 +57,7 @@ def tcp_transfer(
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((target.address, port))
         listener.listen(1)
-        thread = threading.Thread(target=receive, args=(_before(deadline, listener),))
+        thread = threading.Thread(target=receive, args=(_before(deadline, listener),), daemon=True)
         thread.start()
         try:
             _before(deadline, client).connect(listener.getsockname())
