@@ -54,7 +54,7 @@ def read() -> Hold:
         end = now if removed is None else int(removed)  # None: it went without telling
     except FileNotFoundError:
         lease, end = LEASE_MAX_MS, 0  # of the boot before, at the latest
-    except (ValueError, KeyError, OSError):
+    except (ValueError, KeyError, TypeError, OSError):
         lease, end = LEASE_MAX_MS, now
     guard = guard_ms(lease)
     return Hold(end + (lease + guard) * 1_000_000, end + guard * 1_000_000)
@@ -72,14 +72,14 @@ def live(lease_ms: int) -> None:
 
     Raises OSError: without the record a later start could not know.
     """
-    with contextlib.suppress(OSError, ValueError, KeyError):
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         lease_ms = max(lease_ms, int(json.loads(_path().read_text())["lease_ms"]))
     _write(lease_ms, None)
 
 
 def removed() -> None:
     """Notes that the datapath has just been removed; forgets those that are long gone."""
-    with contextlib.suppress(OSError, ValueError, KeyError):
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         _write(int(json.loads(_path().read_text())["lease_ms"]), now_ns())
     longest = (LEASE_MAX_MS + guard_ms(LEASE_MAX_MS)) * 1_000_000
     for path in RUN.iterdir() if RUN.is_dir() else ():
