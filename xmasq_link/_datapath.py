@@ -17,8 +17,10 @@ from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
 
 from pyroute2 import IPRoute
+from pyroute2.netlink import nla
 from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.rtnl.tcmsg import sched_bpf
+from pyroute2.netlink.rtnl.tcmsg.act_police import nla_plus_police
 
 from kmod_ebpf import bpf, loader
 from kmod_ebpf import maps as m
@@ -34,8 +36,11 @@ ENCODE, ARRIVE, IN, OUT = "xmasq_encode", "xmasq_arrive", "xmasq_ingress", "xmas
 _ETH_P_ALL = 0x0300  # in network order, as in tcm_info
 
 
-class _BpfOptions(sched_bpf.options):  # type: ignore[misc]
-    """pyroute2 0.9 leaves out the program's id (linux/pkt_cls.h, TCA_BPF_ID = 11)."""
+class _BpfOptions(nla, nla_plus_police):  # type: ignore[misc]
+    """pyroute2 0.9 leaves out the program's id (linux/pkt_cls.h, TCA_BPF_ID = 11).
+
+    Not derived from its class: what that has compiled of its own map by then would be inherited.
+    """
 
     nla_map = (
         *sched_bpf.options.nla_map,
@@ -43,6 +48,7 @@ class _BpfOptions(sched_bpf.options):  # type: ignore[misc]
         ("TCA_BPF_TAG", "hex"),
         ("TCA_BPF_ID", "uint32"),
     )
+    bpf_act = sched_bpf.options.bpf_act
 
 
 sched_bpf.options = _BpfOptions

@@ -1,0 +1,322 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the tests look at: packets on the underlay, a host's counters and flows, datagrams that arrive."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import socket
+import struct
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from kmod_ebpf import bpf
+from tests.lab import Capture, Container, Host, Namespace, Overlay
+from xmasq_link import Flow
+from xmasq_link import flows as list_flows
+from xmasq_link import links as list_links
+
+T = TypeVar("T")
+
+MARK, BOUNCE, PORT, SEGMENT_BITS = 3, 7, 4789, 6
+ICMP, TCP, UDP = 1, 6, 17
+
+
+def until(condition: Callable[[], T], what: str, *, timeout: float = 5.0) -> T:
+    """Calls ``condition`` until what it returns is true, and returns that."""
+    deadline = time.monotonic() + timeout
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"after {timeout:g} s still not so: {what}"
+        time.sleep(0.01)
+    return value
+
+
+# The underlay. A parser of its own, so that nothing of what is tested judges itself; and scapy
+# takes too long for thousands of packets.
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """An IPv4 packet of a capture; ``data`` is what was kept of it, from the IPv4 header on."""
+
+    time: float
+    data: bytes
+
+    @property
+    def tos(self) -> int:
+        return self.data[1]
+
+    @property
+    def dscp(self) -> int:
+        return self.data[1] >> 2
+
+    @property
+    def ecn(self) -> int:
+        return self.data[1] & 3
+
+    @property
+    def length(self) -> int:
+        return int.from_bytes(self.data[2:4], "big")
+
+    @property
+    def id(self) -> int:
+        return int.from_bytes(self.data[4:6], "big")
+
+    @property
+    def flags(self) -> int:
+        """Reserved bit 4, DF 2, MF 1."""
+        return self.data[6] >> 5
+
+    @property
+    def offset(self) -> int:
+        return int.from_bytes(self.data[6:8], "big") & 0x1FFF
+
+    @property
+    def ttl(self) -> int:
+        return self.data[8]
+
+    @property
+    def protocol(self) -> int:
+        return self.data[9]
+
+    @property
+    def source(self) -> str:
+        return socket.inet_ntoa(self.data[12:16])
+
+    @property
+    def destination(self) -> str:
+        return socket.inet_ntoa(self.data[16:20])
+
+    @property
+    def payload(self) -> bytes:
+        return self.data[20:]
+
+    @property
+    def kind(self) -> str:
+        """encoded, bounced, control, fallback (VXLAN with MARK), vxlan (without), fragment, or other.
+
+        A fragment is one that is not the first: the rest of a long packet in VXLAN.
+        """
+        if self.offset:
+            return "fragment"
+        if self.protocol == UDP and self.payload[2:4] == PORT.to_bytes(2, "big"):
+            if self.payload[8] & 8:
+                return "fallback" if self.dscp == MARK else "vxlan"
+            return "control"
+        if self.dscp in (MARK, BOUNCE) and not self.flags & 1:
+            return "encoded" if self.dscp == MARK else "bounced"
+        return "other"
+
+    @property
+    def key(self) -> int:
+        return self.id >> SEGMENT_BITS
+
+    @property
+    def inner(self) -> Seen | None:
+        """The container's packet as it stands on the wire, encoded or in VXLAN; None if there is none."""
+        match self.kind:
+            case "encoded" | "bounced":
+                return self
+            case "fallback" | "vxlan" if self.data[48:50] == b"\x08\x00":
+                return Seen(self.time, self.data[50:])
+        return None
+
+
+def watch(where: Host | Container, filter: str = "", *, snaplen: int = 128) -> Capture:
+    """Captures at the fabric's side of a host's ``eth0``, or at a container's own ``eth0``.
+
+    Of each packet the headers are kept: the less it is, the more packets the kernel has room for.
+    """
+    if isinstance(where, Host):
+        return where.lab.fabric.capture(where, filter, snaplen=snaplen)
+    return Capture(where, "eth0", filter, snaplen=snaplen)
+
+
+def seen(capture: Capture) -> list[Seen]:
+    """Stops a capture, and returns its IPv4 packets."""
+    from scapy.utils import RawPcapReader
+
+    packets = []
+    with RawPcapReader(str(capture.stop())) as reader:
+        for frame, meta in reader:
+            if frame[12:14] == b"\x08\x00":
+                packets.append(Seen(meta.sec + meta.usec / 1e6, frame[14:]))
+    return packets
+
+
+def kinds(packets: Iterable[Seen]) -> Counter[str]:
+    """How many packets there are of each kind."""
+    return Counter(packet.kind for packet in packets)
+
+
+# Hosts
+
+
+def stats(host: Host, link: str = "xm0") -> dict[str, int]:
+    """The counters of a link."""
+    return host.inside(lambda: list_links(link)[0].stats)
+
+
+def flows(host: Host, link: str = "xm0") -> list[Flow]:
+    """What a host encodes."""
+    return host.inside(lambda: list(list_flows(link)))
+
+
+def flow(source: Container, target: Container, link: str = "xm0") -> Flow | None:
+    """How packets with DF and without DSCP are encoded in this direction now, if they are."""
+    for one in flows(source.host, link):
+        if (one.source, one.destination, one.dscp, one.df) == (source.address, target.address, 0, True):
+            return one
+    return None
+
+
+def negotiate(source: Container, target: Container, link: str = "xm0") -> None:
+    """Has keys given for packets with DF, both ways."""
+    for one, other in ((source, target), (target, source)):
+        with one.socket() as client:
+
+            def ask(
+                one: Container = one, other: Container = other, client: socket.socket = client
+            ) -> Flow | None:
+                client.sendto(b"?", (other.address, 9))
+                return flow(one, other, link)
+
+            until(ask, f"{one.name} to {other.name} is encoded")
+
+
+def meet(overlay: Overlay) -> None:
+    """Has the hosts resolve each other's link layer addresses, so that no packet waits for that."""
+    for host in overlay.hosts:
+        for other in overlay.hosts:
+            if other is not host:
+                assert host.ping(other, count=1).received == 1
+
+
+def programs(host: Host, device: str) -> dict[str, int]:
+    """The ids of the tc programs on a device by their names."""
+    found = {}
+    for side in ("ingress", "egress"):
+        for one in json.loads(host.run(f"tc -j filter show dev {device} {side}").stdout or "[]"):
+            if "prog" in one.get("options", {}):
+                found[one["options"]["bpf_name"]] = one["options"]["prog"]["id"]
+    return found
+
+
+def maps_of(program: int) -> set[int]:
+    """The ids of the maps that a program uses."""
+    fd = bpf.prog_fd(program)
+    try:
+        return set(bpf.prog_info(fd).map_ids)
+    finally:
+        os.close(fd)
+
+
+def counter(where: Namespace, table: str, name: str) -> int:
+    """A counter of /proc/net/netstat: ``table`` is TcpExt or IpExt."""
+    text = where.inside(lambda: Path("/proc/thread-self/net/netstat").read_text())
+    names, values = (line.split() for line in text.splitlines() if line.startswith(f"{table}:"))
+    return int(dict(zip(names, values, strict=True))[name])
+
+
+# Datagrams
+
+_NUMBER = struct.Struct("!I")
+
+
+class Receiver:
+    """A UDP socket in a namespace; ``receive`` gives what arrived, with its TOS byte."""
+
+    def __init__(self, where: Namespace, port: int = 0) -> None:
+        self.socket = where.socket()
+        # Enough for a receiver that the machine leaves waiting for seconds.
+        self.socket.setsockopt(socket.SOL_SOCKET, 33, 1 << 24)  # SO_RCVBUFFORCE
+        self.socket.setsockopt(socket.IPPROTO_IP, 13, 1)  # IP_RECVTOS
+        self.socket.bind((where.address, port))
+        self.address: tuple[str, int] = self.socket.getsockname()
+
+    def receive(self, timeout: float) -> tuple[bytes, int] | None:
+        """The next datagram and its TOS byte, or None when none came for ``timeout`` seconds."""
+        if not select.select([self.socket], [], [], timeout)[0]:
+            return None
+        data, control, _, _ = self.socket.recvmsg(65535, 64)
+        (tos,) = [value[0] for level, kind, value in control if (level, kind) == (socket.IPPROTO_IP, 1)]
+        return data, tos
+
+    def close(self) -> None:
+        """Closes the socket."""
+        self.socket.close()
+
+    def __enter__(self) -> Receiver:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Stream:
+    """Numbered datagrams with DF from one namespace to another, ``rate`` a second.
+
+    A context manager: at its end the stream stops, and after it ``numbers`` has what arrived, in order.
+    """
+
+    def __init__(self, source: Namespace, target: Namespace, *, rate: int, size: int = 200) -> None:
+        self.rate = rate
+        self.sent = 0
+        self.numbers: list[int] = []
+        self._size = size
+        self._receiver = Receiver(target)
+        self.port = self._receiver.address[1]
+        self._sender = source.socket()
+        self._sender.connect(self._receiver.address)
+        self._end = threading.Event()
+        self._threads = [threading.Thread(target=self._send), threading.Thread(target=self._receive)]
+
+    def _send(self) -> None:
+        begin = time.monotonic()
+        padding = bytes(self._size - _NUMBER.size)
+        while not self._end.is_set() and self.sent < 60 * self.rate:
+            early = begin + self.sent / self.rate - time.monotonic()
+            if early > 0:
+                time.sleep(early)
+            self._sender.send(_NUMBER.pack(self.sent) + padding)
+            self.sent += 1
+
+    def _receive(self) -> None:
+        # After the end, until all has come, or nothing for as long as no packet should take.
+        patience = 0.0
+        while self._threads[0].is_alive() or (len(self.numbers) < self.sent and patience < 1):
+            if got := self._receiver.receive(0.05):
+                self.numbers.append(_NUMBER.unpack_from(got[0])[0])
+                patience = 0.0
+            elif not self._threads[0].is_alive():
+                patience += 0.05
+
+    @property
+    def lost(self) -> int:
+        return self.sent - len(set(self.numbers))
+
+    @property
+    def duplicates(self) -> int:
+        return len(self.numbers) - len(set(self.numbers))
+
+    def wait_for(self, number: int) -> None:
+        """Waits until so many datagrams have arrived."""
+        until(lambda: len(self.numbers) >= number, f"{number} datagrams arrived", timeout=30)
+
+    def __enter__(self) -> Stream:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+        for thread in self._threads:
+            thread.join()
+        self._sender.close()
+        self._receiver.close()

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Keys end and are given anew while traffic runs, and no packet is lost by it."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+import xmasq_link
+from tests.lab import Host, tcp_transfer
+
+from .observe import Stream, flow, flows, meet, negotiate, seen, stats, until, watch
+
+pytestmark = pytest.mark.e2e
+
+
+def wipe(host: Host) -> int:
+    """Ends all keys that a host has given, and all flows that it flow."""
+    return host.inside(xmasq_link.flush)
+
+
+def test_receiver_forgets_all_keys_under_datagrams(lab, make):
+    overlay = make(lab.hosts(2))
+    sender, receiver = overlay.hosts
+    a, b = overlay.containers
+    meet(overlay)
+    negotiate(a, b)
+    with watch(sender, "udp") as capture, Stream(a, b, rate=2000) as stream:
+        for number in (1, 2, 3):
+            assert wipe(receiver) > 0
+            until(lambda n=number: stats(sender)["bounced"] >= n, "a packet was bounced")
+            until(lambda: flow(a, b), "the flow is encoded again")
+        stream.wait_for(6000)
+    assert (stream.lost, stream.duplicates) == (0, 0)
+    packets = [packet for packet in seen(capture) if (packet.inner or packet).length == 228]
+    bounced = [packet for packet in packets if packet.kind == "bounced"]
+    assert len(bounced) >= 3
+    assert stats(receiver)["bounce_tx"] == stats(sender)["bounce_rx"] == len(bounced)
+    # A bounced packet goes out again as VXLAN, and soon after it the flow has a key again.
+    for bounce in bounced:
+        after = iter(packet for packet in packets if packet.time > bounce.time)
+        assert any(packet.kind == "fallback" for packet in after)
+        again = next(packet for packet in after if packet.kind == "encoded")
+        assert again.time - bounce.time < 1
+    encoded = sum(packet.kind == "encoded" for packet in packets)
+    assert encoded - len(bounced) > 0.98 * stream.sent
+
+
+def test_both_ends_forget_all_keys_under_tcp(lab, make):
+    overlay = make(lab.hosts(2))
+    a, b = overlay.containers
+    negotiate(a, b)
+    wiped = []
+    end = threading.Event()
+
+    def work() -> None:
+        while not end.wait(0.05):
+            for host in overlay.hosts:
+                wiped.append(wipe(host))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        for one, other in ((a, b), (b, a)):
+            tcp_transfer(one, other, 40_000_000, timeout=60)
+    finally:
+        end.set()
+        thread.join()
+    assert sum(wiped) > 4
+    assert sum(stats(host)["bounced"] for host in overlay.hosts) > 0
+    for host in overlay.hosts:
+        counted = stats(host)
+        assert counted["encoded"] > 5 * counted["fallback"]
+        # An OFFER may be dropped by a full queue, but nothing speaks against the peer or the path.
+        assert counted["stray"] == counted["path_off"] == 0
+
+
+def test_a_long_flow_stays_encoded(lab, make):
+    """Leases of a second are renewed by single packets that take the fallback."""
+    overlay = make(lab.hosts(2), options=["lease", "1s"])
+    sender, receiver = overlay.hosts
+    a, b = overlay.containers
+    negotiate(a, b)
+    before = stats(sender)
+    first = flow(a, b)
+    begin = time.monotonic()
+    with Stream(a, b, rate=1000) as stream:
+        stream.wait_for(2600)
+        last = flow(a, b)
+    assert (stream.lost, stream.duplicates) == (0, 0)
+    after = stats(sender)
+    grown = {name: after[name] - before[name] for name in after}
+    # Each half lease has its renewal; a busy machine may let a lease end, or be late.
+    assert 2 <= grown["fb_renewal"] <= 2 * (time.monotonic() - begin) + 1
+    assert grown["encoded"] > 0.98 * stream.sent
+    assert grown["bounced"] == grown["error"] == 0
+    assert stats(receiver)["decoded"] >= grown["encoded"]
+    if not grown["fb_expired"]:
+        assert first is not None
+        assert last is not None
+        assert first.key == last.key
+
+
+def test_idle_beyond_the_lease(lab, make):
+    overlay = make(lab.hosts(2), options=["lease", "1s"])
+    sender, receiver = overlay.hosts
+    a, b = overlay.containers
+    negotiate(a, b)
+    for _ in range(2):
+        until(lambda: not flows(sender) and not flows(receiver), "the leases have ended")
+        before = stats(sender)
+        with Stream(a, b, rate=200) as stream:
+            stream.wait_for(100)
+            assert flow(a, b)
+        assert (stream.lost, stream.duplicates) == (0, 0)
+        after = stats(sender)
+        assert after["fallback"] - before["fallback"] >= 1
+        assert after["encoded"] - before["encoded"] >= 0.9 * stream.sent
+        assert after["bounced"] == before["bounced"]
+    assert tcp_transfer(b, a, 1_000_000).size == 1_000_000

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Trust: tagged traffic under every fault that the laboratory can make."""

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The structures of the maps: that C and Python agree."""
+
+from __future__ import annotations
+
+import ctypes
+
+import pytest
+
+from kmod_ebpf import maps as m
+from tests.unit.c import refuted
+from tests.unit.harness import Bench
+
+C_NAMES = {
+    m.Conf: "conf",
+    m.Link: "link",
+    m.VniKey: "vni_key",
+    m.Vtep: "vtep",
+    m.Underlay: "underlay",
+    m.Flow: "flow",
+    m.Entry: "entry",
+    m.Solicit: "solicit",
+    m.Pending: "pending",
+    m.TxkeyKey: "txkey_key",
+    m.Txkey: "txkey",
+    m.Slot: "slot",
+    m.Block: "block",
+    m.PairKey: "pair_key",
+    m.Pair: "pair",
+    m.Grant: "grant",
+    m.MacKey: "mac_key",
+    m.MacSeen: "mac_seen",
+    m.Scratch: "scratch",
+    m.Pool: "pool",
+}
+
+
+def test_no_structure_is_left_out() -> None:
+    declared = {t for t in vars(m).values() if isinstance(t, type) and issubclass(t, m.Struct)}
+    assert declared == {*C_NAMES, m.Struct, m.U64}  # which are no structures in C
+    assert {t for pair in m.LAYOUT.values() for t in pair if t} <= declared
+
+
+def test_sizes_and_offsets() -> None:
+    claims = {}
+    for python, c in C_NAMES.items():
+        claims[f"sizeof(struct {c})"] = ctypes.sizeof(python)
+        for name, *_ in python._fields_:
+            place = getattr(python, name)
+            claims[f"__builtin_offsetof(struct {c}, {name})"] = place.offset
+            claims[f"sizeof(((struct {c} *)0)->{name})"] = place.size
+    assert refuted(claims) == []
+
+
+def test_constants_and_order_of_the_counters() -> None:
+    names = ["LINK_UP", "LINK_SECRET", "LINK_LEARNING", "BLOCK_KEYS", "PAIR_BLOCKS"]
+    claims = {name: getattr(m, name) for name in names}
+    claims["XM_VAR_NODF"] = m.VAR_NODF
+    claims |= {f"C_{name.upper()}": i for i, name in enumerate(m.COUNTERS)}
+    claims["C_MAX"] = len(m.COUNTERS)
+    assert refuted(claims) == []
+
+
+@pytest.mark.root
+def test_the_loaded_maps_have_these_sizes(net: Bench) -> None:
+    for name, types in m.LAYOUT.items():
+        opened = net.a.dp.maps[name]
+        key, value = (ctypes.sizeof(t) if t else 4 for t in types)
+        assert (opened.key_size, opened.value_size) == (key, value), name
+    assert set(net.a.dp.maps) == {*m.LAYOUT, "stats"}
+    assert net.a.dp.maps["stats"].value_size == 8 * len(m.COUNTERS)
