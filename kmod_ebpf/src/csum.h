@@ -52,6 +52,14 @@ static __always_inline __sum16 ip_csum(const struct ip_hdr *ip)
 	return csum_fold(sum);
 }
 
+/* As ip_rcv sees it: right, with either form of zero. */
+static __always_inline int ip_csum_ok(const struct ip_hdr *ip)
+{
+	__u16 diff = ip_csum(ip) - ip->check;
+
+	return !diff || (diff == 1 && ip->check == 0xffff);
+}
+
 /*
  * UDP. A container's own tunnel may send a packet whose UDP checksum is complete, while its
  * innermost one is still to be written by a device (local checksum offload): then the helper takes

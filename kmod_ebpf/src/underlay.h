@@ -258,7 +258,7 @@ static __always_inline int underlay_ingress(struct __sk_buff *skb)
 
 	__builtin_memcpy(&ip, data + ETH_HLEN, sizeof(ip));
 	/* A damaged header is the stack's to drop: its ID may be another flow's key. */
-	if (ip.ver_ihl != 0x45 || ip_csum(&ip) != ip.check)
+	if (ip.ver_ihl != 0x45 || !ip_csum_ok(&ip))
 		return ACT_UNSPEC;
 	vtep = vtep_get(ip.dst);
 	if (!vtep)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """No datagram to the wrong place, and none lost by our doing, under every fault.
 
-Each test takes 5 to 15 seconds, all of them about 100 seconds with two workers. The long forms take
+Each test takes 4 to 11 seconds, all of them about two minutes with two workers. The long forms take
 about a minute each (tests/trust/conftest.py).
 """
 
