@@ -11,11 +11,6 @@
 #include "parse.h"
 #include "seal.h"
 
-struct frame {
-	struct eth_hdr eth;
-	struct ip_hdr ip;
-} __attribute__((packed, aligned(2)));
-
 /* The IP packet's length, or 0 if the frame does not hold it. */
 static __always_inline __u32 wire_len(const struct __sk_buff *skb, const struct ip_hdr *wire)
 {

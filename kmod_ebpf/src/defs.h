@@ -30,7 +30,6 @@
 #define ETHERTYPE_IPV4 0x0800
 #define ETHERTYPE_LOCAL 0x88b5 /* IEEE 802, local experimental */
 
-#define IPPROTO_ICMP 1
 #define IPPROTO_IPIP 4
 #define IPPROTO_TCP 6
 #define IPPROTO_UDP 17
