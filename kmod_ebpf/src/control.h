@@ -224,8 +224,8 @@ static __always_inline __u32 on_accept(struct __sk_buff *skb, struct conf *conf,
 }
 
 /*
- * How encoded packets of this flow get to the peer. Where the kernel does not tell (a host that
- * does not forward: BPF_FIB_LKUP_RET_FWD_DISABLED), each packet's route is looked up.
+ * The MTU on the way to the peer, and the next hop, if the kernel tells (a host that does not
+ * forward gets BPF_FIB_LKUP_RET_FWD_DISABLED).
  */
 static __always_inline void entry_route(struct __sk_buff *skb, struct entry *e)
 {

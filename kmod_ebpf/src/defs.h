@@ -81,12 +81,6 @@ static __u32 (*xm_random)(void) = (void *)7;
 #define F_PSEUDO_HDR (1ULL << 4)
 #define FIB_LOOKUP_OUTPUT (1U << 1)
 
-struct nexthop {
-	__u32 family;
-	__u32 ipv4;
-	__u32 pad[3];
-};
-
 struct eth_hdr {
 	__u8 dst[ETH_ALEN];
 	__u8 src[ETH_ALEN];

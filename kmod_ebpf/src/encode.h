@@ -162,7 +162,6 @@ static __always_inline int encode(struct __sk_buff *skb)
 	__u32 l4_len, segs, len, seg_len;
 	struct entry *live, e;
 	struct ip_hdr old, new;
-	struct nexthop nh = {};
 	struct conf *conf;
 	struct link *link;
 	struct pair *pair;
@@ -307,11 +306,13 @@ static __always_inline int encode(struct __sk_buff *skb)
 		live->sent_at = now;
 	count_bytes(e.link, C_ENCODED, skb->len);
 	mark_set(skb, conf, KIND_ENCODED);
-	if (!e.route)
-		return xm_redirect_neigh(e.oif, 0, 0, 0);
-	nh.family = XM_AF_INET;
-	nh.ipv4 = e.nexthop;
-	return xm_redirect_neigh(e.oif, &nh, sizeof(nh), 0);
+	/*
+	 * With the next hop given, the packet would keep its route to the link, and if the
+	 * neighbour has to be resolved, the kernel sends it by that route's neighbour afterwards
+	 * (neigh_update): to a wrong address. So the route is looked up, which also follows every
+	 * change at once.
+	 */
+	return xm_redirect_neigh(e.oif, 0, 0, 0);
 
 fallback:
 	if (solicit)

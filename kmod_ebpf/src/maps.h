@@ -99,7 +99,7 @@ struct entry {
 	__u16 link;
 	__be16 wire_id;
 	__u8 wire_tos;
-	__u8 route; /* 1: nexthop is cached; 0: the route is looked up for each packet */
+	__u8 route; /* 1: nexthop is known, as of the last CONFIRM; for people to read */
 	__u32 l4_diff;
 	__be16 port;
 	__u16 mtu;
