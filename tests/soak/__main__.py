@@ -42,6 +42,10 @@ INTEREST = (
 )
 
 
+#: A run must send as many datagrams over xmasq to say anything.
+_SENT_MIN = 300
+
+
 @dataclass(frozen=True)
 class Trial:
     """One run of traffic under a fault, in a world that is there already.
@@ -62,6 +66,8 @@ class Trial:
         if isinstance(self.fault, Rewriting):
             return outcome, self.fault.problems(outcome)
         found = outcome.problems(by_chance=self.by_chance)
+        if outcome.x.sent < _SENT_MIN:
+            found.append(f"only {outcome.x.sent} sent, which proves nothing")
         if outcome.counters["path_off"] and not self.spoils:
             found.append("a verdict against a path that is good")
         return outcome, found
@@ -306,6 +312,7 @@ def main() -> int:
     rows: dict[str, Row] = {}
     bad: list[str] = []
     for world, trial in _trials(rng, time.monotonic() + 60 * arguments.minutes):
+        world.bring_home()
         outcome, problems = trial.run(world)
         rows.setdefault(trial.name, Row()).add(outcome)
         setting = f"{len(world.hosts)} hosts, {world.x.mode}, lease {world.lease:g} s"

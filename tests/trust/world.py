@@ -76,6 +76,7 @@ class World:
                 dstport=PLAIN_PORT,
             )
         self._past: Counter[str] = Counter()
+        self._homes = {c: c.host for overlay in self.overlays for c in overlay.containers}
         for one in self.hosts:
             for other in self.hosts[: self.hosts.index(one)]:
                 one.ping(other, count=1)  # the first datagrams shall not wait for ARP
@@ -221,6 +222,13 @@ class World:
                 other.ip("neigh flush dev eth0")
                 other.ping(new, count=1)
         return begin, time.monotonic() + SETTLE
+
+    def bring_home(self) -> None:
+        """Containers that have moved go back to the hosts on which they were made."""
+        for overlay in self.overlays:
+            for container in overlay.containers:
+                if container.host is not self._homes[container]:
+                    self.move(container, self._homes[container], overlay.bridge)
 
     def move(self, container: Container, host: Host, bridge: str) -> Window:
         """A bridged container goes to another host as it is, and announces itself there."""
