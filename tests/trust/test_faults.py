@@ -77,7 +77,7 @@ def test_duplication(lab, length):
     outcome = run(world, "duplication", fault)
     lossless(outcome)
     assert outcome.share > 0.9
-    assert outcome.x.duplicated > 100
+    assert outcome.x.duplicated > 20
 
 
 @length
@@ -87,7 +87,7 @@ def test_reordering(lab, length):
     outcome = run(world, "reordering", faults.boxed(2 * length, Rule("delay", 30, high=0.03)))
     lossless(outcome)
     assert outcome.share > 0.9
-    assert outcome.x.reordered > 100
+    assert outcome.x.reordered > 20  # it did happen; how often depends on how close packets come
 
 
 @length
