@@ -2,7 +2,7 @@
 """Child process of the tagged-traffic checker: sends, receives and judges the datagrams.
 
 `python -m tests.trust.generator` reads one line of JSON (made by tests.trust.tagged) and commands
-from standard input: "start", "stop". It answers "ready" and, after "stop" or when its time or count
+from standard input: "start", "stop". It answers "ready" and, after "stop" or when its time
 is up, one line of JSON with what it saw. One process serves all containers: a socket stays in the
 network namespace in which it was made.
 """
@@ -266,15 +266,16 @@ class Generator:
         heapq.heapify(agenda)
         end = begin + self.seconds
         self.poll.register(sys.stdin.fileno(), select.EPOLLIN)
-        while (now := time.monotonic()) < end and self.sent < self.count:
+        while (now := time.monotonic()) < end:
             batch = 0
-            while agenda[0][0] <= now and batch < 32:
+            while agenda[0][0] <= now and batch < 32 and self.sent < self.count:
                 due, number = agenda[0]
                 self._send(self.flows[number])
                 # A late one does not make up for lost time: the rate is bounded.
                 heapq.heapreplace(agenda, (max(due, now - 0.1) + self.flows[number].wait(), number))
                 batch += 1
-            if self._receive(0 if batch == 32 else max(0.0005, min(agenda[0][0], end) - now)):
+            due = min(agenda[0][0], end) if self.sent < self.count else end
+            if self._receive(0 if batch == 32 else max(0.0005, due - now)):
                 break
         end = time.monotonic() + self.drain
         while (now := time.monotonic()) < end:

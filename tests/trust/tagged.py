@@ -184,7 +184,8 @@ class Tagged:
     """A run of tagged traffic; it has begun when the constructor returns.
 
     ``rate`` is in datagrams a second over all flows without gaps; with those that have some it is at
-    most :data:`RATE_MAX`. The run ends after ``seconds`` or ``count`` datagrams, or when stopped.
+    most :data:`RATE_MAX`. The run ends after ``seconds`` or when stopped; after ``count`` datagrams it only
+    receives.
     ``seed`` decides sizes and pauses.
     """
 
@@ -270,7 +271,7 @@ class Tagged:
         return self.wait()
 
     def wait(self) -> Result:
-        """Waits until the run's time or count is up; returns what was seen."""
+        """Waits until the run's time is up; returns what was seen."""
         if self._result is None:
             line = self._line(self._limit)
             if not line:
@@ -291,8 +292,8 @@ def _result(report: dict[str, Any]) -> Result:
         for name in ("sent", "delivered", "duplicated", "reordered", "refused"):
             setattr(tally, name, getattr(tally, name) + flow[name])
         tally.lost_at += flow["lost_at"]
-    for at, vni, _, text in report["astray"]:
-        tallies[vni].astray.append((at, text))
+    for at, vni, sent_at, text in report["astray"]:
+        tallies[vni].astray.append((at, f"{text}, {at - sent_at:.3f} s old"))
     for at, vni in report["at_host"]:
         tallies[vni].at_host.append(at)
     for tally in tallies.values():
