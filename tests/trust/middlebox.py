@@ -50,7 +50,8 @@ class Rule:
     """What happens to ``percent`` of the packets, each by chance. Rules work one after the other.
 
     ``only``: kinds of packets, all by default. ``direction`` is as the host sees it. ``low`` and
-    ``high``: a delayed packet, or a duplicate, comes so many seconds later, evenly spread.
+    ``high``: a delayed packet, or a duplicate, comes so many seconds after the packet came in, evenly
+    spread. A duplicate does not share the delay of the original, so ``high`` bounds the age of both.
     """
 
     action: Action
@@ -211,7 +212,7 @@ class _Forwarder:
     def _pass_on(self, frame: bytes, side: int) -> None:
         if self.rules is None:
             return
-        delay, copies = 0.0, [0.0]
+        delay, copies = 0.0, list[float]()
         kind = ""
         for at, rule in enumerate(self.rules):
             if rule["direction"] != "both" and (rule["direction"] == "to") != (side == 1):
@@ -238,10 +239,10 @@ class _Forwarder:
                 delay += random.uniform(rule["low"], rule["high"])
             elif rule["action"] == "duplicate":
                 copies.append(random.uniform(rule["low"], rule["high"]))
-        for late in copies:
-            if delay + late:
+        for late in (delay, *copies):
+            if late:
                 self.number += 1
-                due = time.monotonic() + delay + late
+                due = time.monotonic() + late
                 if len(self.queue) < _QUEUE_MAX:
                     heapq.heappush(self.queue, (due, self.number, 1 - side, frame))
             else:
