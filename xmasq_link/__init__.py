@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """xmasq: a tunnel link type without encapsulation.
 
-All functions work in the calling thread's network namespace; `with netns("blue"):` changes it.
+All functions work in the calling thread's network namespace. `with netns("blue"):` changes that for a
+while, and the keyword netns= for one call: a name, a path, a file descriptor, or a pyroute2 object.
 They raise InputError for a bad argument and XmasqError for everything that the kernel or the
 environment refuses.
 """

@@ -10,11 +10,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import itertools
 import os
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, cast
 
 from pyroute2 import IPRoute
 from pyroute2.netlink import nla
@@ -27,6 +28,7 @@ from kmod_ebpf import maps as m
 
 from . import _hold
 from ._errors import InputError, XmasqError
+from ._netns import Netns, netns
 from ._wire import BOUNCE, MARK, SEG_BITS
 
 _P = ParamSpec("_P")
@@ -339,12 +341,16 @@ def _why(e: OSError | NetlinkError) -> str:
 
 
 def api(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """A public function: what the kernel refuses reaches the caller as XmasqError."""
+    """A public function: what the kernel refuses reaches the caller as XmasqError.
+
+    Its keyword netns, if it has one, says in which namespace it works.
+    """
 
     @functools.wraps(function)
     def wrapped(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         try:
-            return function(*args, **kwargs)
+            with netns(_where(kwargs)):
+                return function(*args, **kwargs)
         except (OSError, NetlinkError) as e:
             raise XmasqError(f"the kernel refuses: {_why(e)}") from e
 
@@ -352,13 +358,25 @@ def api(function: Callable[_P, _R]) -> Callable[_P, _R]:
 
 
 def api_iterator(function: Callable[_P, Iterator[_R]]) -> Callable[_P, Iterator[_R]]:
-    """The same for a generator function."""
+    """The same for a generator function.
+
+    Up to its first row it works in the namespace; behind that it must need descriptors only, for
+    the caller goes on elsewhere between two rows.
+    """
 
     @functools.wraps(function)
     def wrapped(*args: _P.args, **kwargs: _P.kwargs) -> Iterator[_R]:
         try:
-            yield from function(*args, **kwargs)
+            rows = function(*args, **kwargs)
+            with netns(_where(kwargs)):
+                first = list(itertools.islice(rows, 1))
+            yield from first
+            yield from rows
         except (OSError, NetlinkError) as e:
             raise XmasqError(f"the kernel refuses: {_why(e)}") from e
 
     return wrapped
+
+
+def _where(kwargs: Mapping[str, object]) -> Netns | None:
+    return cast("Netns | None", kwargs.get("netns"))

@@ -20,7 +20,7 @@ from ._datapath import Datapath, api, api_iterator, require_root
 from ._errors import InputError, XmasqError
 from ._link import device_names, find_links
 from ._model import Flow, Key, Peer
-from ._netns import locked
+from ._netns import Netns, locked
 
 
 def ipv4(raw: Any) -> str:
@@ -34,7 +34,7 @@ def mac(raw: Any) -> str:
 
 
 @api_iterator
-def flows(link: str | None = None) -> Iterator[Flow]:
+def flows(link: str | None = None, *, netns: Netns | None = None) -> Iterator[Flow]:
     """The flows that this host encodes now. Raises InputError for an unknown link."""
     with IPRoute() as ipr, find_links(ipr, link) as (dp, links):
         if dp is None:
@@ -66,7 +66,7 @@ def flows(link: str | None = None) -> Iterator[Flow]:
 
 
 @api_iterator
-def keys(link: str | None = None) -> Iterator[Key]:
+def keys(link: str | None = None, *, netns: Netns | None = None) -> Iterator[Key]:
     """The keys that this host has given and not yet taken back. Raises InputError."""
     with IPRoute() as ipr, find_links(ipr, link) as (dp, links):
         if dp is None:
@@ -102,7 +102,7 @@ def keys(link: str | None = None) -> Iterator[Key]:
 
 
 @api
-def peers() -> list[Peer]:
+def peers(*, netns: Netns | None = None) -> list[Peer]:
     """The remote VTEPs that have been heard to speak xmasq."""
     with IPRoute() as ipr, find_links(ipr, None) as (dp, _):
         if dp is None:
@@ -151,6 +151,7 @@ def flush(
     peer: str | None = None,
     source: str | None = None,
     destination: str | None = None,
+    netns: Netns | None = None,
 ) -> int:
     """Ends flows and keys before their time; returns how many. All that match, or all.
 

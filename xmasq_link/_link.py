@@ -25,7 +25,7 @@ from . import _hold, _offload
 from ._datapath import Datapath, api, require_root, u32
 from ._errors import InputError, XmasqError
 from ._model import Link
-from ._netns import locked
+from ._netns import Netns, locked
 from ._wire import SEG_BITS
 from ._withdraw import withdraw
 
@@ -260,6 +260,7 @@ def create_link(
     seg_bits: int | None = None,
     key_bits: int | None = None,
     vxlan: Mapping[str, int] | None = None,
+    netns: Netns | None = None,
 ) -> Link:
     """Creates an xmasq link, all of it or nothing.
 
@@ -267,7 +268,8 @@ def create_link(
     hooks, by default the one that owns local. remote: where frames go that the FDB does not know.
     mtu: at most, and by default, the underlay's. lease_ms: 1,000 to 60,000. secret: 16 bytes that
     both ends share. seg_bits: S, 4 to 8, and key_bits: 0 to 3 further key bits in DSCP
-    (docs/protocol.md). vxlan: further attributes of the vxlan device by their pyroute2 names.
+    (docs/protocol.md). vxlan: further attributes of the vxlan device by their pyroute2 names. netns:
+    where, by default the calling thread's network namespace.
 
     Raises InputError for a bad argument, XmasqError if the kernel refuses.
     """
@@ -366,7 +368,7 @@ def _remove_device(ipr: IPRoute, want: _Request) -> None:
 
 
 @api
-def delete_link(name: str) -> None:
+def delete_link(name: str, *, netns: Netns | None = None) -> None:
     """Deletes an xmasq link; the last one takes the datapath along. Raises InputError, XmasqError."""
     require_root()
     with locked(), IPRoute() as ipr, find_links(ipr, name) as (dp, found):
@@ -400,6 +402,7 @@ def set_link(
     fastpath: bool | None = None,
     lease_ms: int | None = None,
     secret: bytes | None = None,
+    netns: Netns | None = None,
 ) -> None:
     """Changes a running link. None leaves a setting as it is.
 
@@ -498,7 +501,7 @@ def _info(device: Any, link: m.Link, names: Mapping[int, str]) -> dict[str, Any]
 
 
 @api
-def links(name: str | None = None) -> list[Link]:
+def links(name: str | None = None, *, netns: Netns | None = None) -> list[Link]:
     """The namespace's xmasq links with their counters, by device index. Raises InputError."""
     with IPRoute() as ipr, find_links(ipr, name) as (dp, found):
         if dp is None:

@@ -7,7 +7,8 @@ import contextlib
 import fcntl
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol, cast
 
 from ._errors import InputError
 
@@ -15,19 +16,53 @@ _SELF = "/proc/thread-self/ns/net"
 _SO_NETNS_COOKIE = 71  # asm-generic/socket.h, kernel 5.14
 
 
-@contextlib.contextmanager
-def netns(name: str) -> Iterator[None]:
-    """The calling thread works in another network namespace.
+class _HasStatus(Protocol):
+    """pyroute2's IPRoute and NetNS: status["netns"] is what they were opened with."""
 
-    name: as in `ip netns list`, or a path such as /proc/PID/ns/net. Raises InputError.
+    @property
+    def status(self) -> Mapping[str, Any]: ...
+
+
+#: A network namespace: a name as in `ip netns list`; a path such as /proc/PID/ns/net; an open file
+#: descriptor of one; a pyroute2 IPRoute or NetNS object, for the namespace that it works in.
+Netns = str | int | os.PathLike[str] | _HasStatus
+
+
+def _open(where: Netns | None) -> int | None:
+    """A descriptor of a namespace; None: the present one. Raises InputError."""
+    if where is not None and not isinstance(where, (str, int, os.PathLike)):
+        try:
+            where = cast("str | int | None", where.status["netns"])
+        except KeyError:
+            return None  # it was opened without
+        except (AttributeError, TypeError):
+            kind = type(where).__name__
+            text = f"a {kind} is none; allowed are a name, a path, a file descriptor, IPRoute and NetNS"
+            raise InputError("netns", text) from None
+    if where is None:
+        return None
+    try:
+        if isinstance(where, int):
+            return os.dup(where)
+        text = os.fspath(where)
+        return os.open(text if "/" in text else f"/run/netns/{text}", os.O_RDONLY | os.O_CLOEXEC)
+    except (OSError, ValueError):
+        raise InputError("netns", f'there is no network namespace "{where}"') from None
+
+
+@contextlib.contextmanager
+def netns(name: Netns | None) -> Iterator[None]:
+    """The calling thread works in another network namespace; None: it stays where it is.
+
+    name: as in `ip netns list`; or a path such as /proc/PID/ns/net, an open file descriptor, or a
+    pyroute2 IPRoute or NetNS object. Raises InputError.
     """
     from pyroute2.netns import setns
 
-    path = name if "/" in name else f"/run/netns/{name}"
-    try:
-        target = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        raise InputError("netns", f'there is no network namespace "{name}"') from None
+    target = _open(name)
+    if target is None:
+        yield
+        return
     with contextlib.ExitStack() as stack:
         stack.callback(os.close, target)
         back = os.open(_SELF, os.O_RDONLY | os.O_CLOEXEC)

@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+import xmasq_link
 from tests.lab import ROOT, Lab, xmasq
 
 pytestmark = pytest.mark.e2e
@@ -34,3 +37,66 @@ def test_links_are_found_after_others_have_read_filters():
             [sys.executable, "-c", CODE, host.name], capture_output=True, text=True, cwd=ROOT, timeout=30
         )
         assert (done.stdout, done.stderr) == ("xm0\n", "")
+
+
+BESIDE_PYROUTE2 = """
+import os, sys
+from pyroute2 import IPRoute, NetNS
+import xmasq_link
+here = os.stat("/proc/thread-self/ns/net").st_ino
+with IPRoute(netns=sys.argv[1]) as ipr, NetNS(sys.argv[1], flags=0) as ns, IPRoute() as own:
+    made = xmasq_link.create_link("xm0", vni=42, local=sys.argv[2], netns=ipr)
+    assert [link.name for link in xmasq_link.links(netns=ns)] == ["xm0"]
+    assert ipr.link("get", ifname="xm0")[0]["index"] == made.index
+    assert xmasq_link.links(netns=own) == xmasq_link.links()
+    xmasq_link.delete_link("xm0", netns=ns)
+    assert not ipr.link_lookup(ifname="xm0")
+assert os.stat("/proc/thread-self/ns/net").st_ino == here
+"""
+
+
+def python(code: str, *args: str) -> None:
+    """In a process of its own: for each socket elsewhere pyroute2 forks, which the laboratory's signal
+    handlers do not expect."""
+    done = subprocess.run(
+        [sys.executable, "-c", code, *args],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=30,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_a_namespace_is_named_in_many_ways():
+    """For one call, without moving the calling thread."""
+    with Lab() as lab:
+        (host,) = lab.hosts(1)
+        python(BESIDE_PYROUTE2, host.name, host.address)
+        here = os.stat("/proc/thread-self/ns/net").st_ino
+        path = Path("/run/netns", host.name)
+        made = xmasq_link.create_link("xm0", vni=42, local=host.address, netns=host.name)
+        assert (made.name, made.vni) == ("xm0", 42)
+        fd = os.open(path, os.O_RDONLY)
+        try:
+            for where in (host.name, path, str(path), fd):
+                assert [link.name for link in xmasq_link.links(netns=where)] == ["xm0"]
+                assert list(xmasq_link.flows(netns=where)) == []
+        finally:
+            os.close(fd)
+        with xmasq_link.netns(path):
+            assert [link.name for link in xmasq_link.links()] == ["xm0"]
+            with pytest.raises(xmasq_link.InputError, match=r"^name: "):
+                xmasq_link.delete_link("xm1")
+        xmasq_link.delete_link("xm0", netns=path)
+        assert xmasq_link.links(netns=path) == []
+        assert os.stat("/proc/thread-self/ns/net").st_ino == here
+
+
+@pytest.mark.parametrize("where", ["xmq-no-such", "/nonexistent", 9999, 3.5, "a\0b", Path("nope")])
+def test_no_such_namespace(where):
+    with pytest.raises(xmasq_link.InputError) as raised:
+        xmasq_link.links(netns=where)
+    assert raised.value.argument == "netns"
+    with pytest.raises(xmasq_link.InputError, match=r"^netns: "):
+        next(xmasq_link.flows(netns=where))
