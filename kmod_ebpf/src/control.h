@@ -24,26 +24,20 @@
 /* Over all of the control payload but the authenticator, and the VTEP addresses. */
 static __always_inline __u64 ctl_auth(const struct link *link, const struct ctl_frame *fr)
 {
-	__u64 w[8];
+	const __u32 len = __builtin_offsetof(struct ctl, auth);
+	__u64 w[CTL_AUTH_WORDS];
 
-	__builtin_memcpy(w, &fr->ctl, 56);
-	w[7] = ((__u64)fr->ip.src << 32) | fr->ip.dst;
-	return siphash_words(w, 8, link->secret[0], link->secret[1]);
+	__builtin_memcpy(w, &fr->ctl, len);
+	__builtin_memcpy((char *)w + len, &fr->ip.dst, sizeof(addr_t));
+	__builtin_memcpy((char *)w + len + sizeof(addr_t), &fr->ip.src, sizeof(addr_t));
+	return siphash_words(w, CTL_AUTH_WORDS, link->secret[0], link->secret[1]);
 }
 
 /* Fills in the headers of a control packet of len bytes, IP header included. */
 static __always_inline void ctl_seal(const struct conf *conf, const struct link *link,
 				     struct ctl_frame *fr, __u32 key, __u32 len)
 {
-	fr->ip.ver_ihl = 0x45;
-	fr->ip.tos = key_wire_dscp(conf, conf->mark, key) << 2;
-	fr->ip.len = be16(len);
-	fr->ip.id = key_wire_id(conf, key);
-	fr->ip.frag = be16(IP_DF);
-	fr->ip.ttl = 64;
-	fr->ip.proto = IPPROTO_UDP;
-	fr->ip.check = 0;
-	fr->ip.check = ip_csum(&fr->ip);
+	ip_control(&fr->ip, conf, key, len);
 	fr->udp.src = link->port;
 	fr->udp.dst = link->port;
 	fr->udp.len = be16(len - IP_HDR_LEN);
@@ -106,7 +100,8 @@ static __always_inline __u32 on_offer(struct conf *conf, __u32 idx, struct link 
 		return 0;
 	}
 	copy_words(&s, live_s, sizeof(s) / 8);
-	if (s.seal != seal_solicit(&f, &s) || s.local != fr->ip.dst || now - s.at > SOLICIT_AGE) {
+	if (s.seal != seal_solicit(&f, &s) || !addr_equal(s.local, fr->ip.dst) ||
+	    now - s.at > SOLICIT_AGE) {
 		count(idx, C_CTL_UNSOLICITED);
 		return 0;
 	}
@@ -114,7 +109,8 @@ static __always_inline __u32 on_offer(struct conf *conf, __u32 idx, struct link 
 	/* Not from a host other than the one that the destination was just heard at. */
 	__builtin_memcpy(mk.mac, f.dmac, ETH_ALEN);
 	seen = mac_get(&mk);
-	if (seen && seen->peer && seen->peer != fr->ip.src && now - seen->at < MAC_SEEN_FRESH) {
+	if (seen && addr_is_set(seen->peer) && !addr_equal(seen->peer, fr->ip.src) &&
+	    now - seen->at < MAC_SEEN_FRESH) {
 		count(idx, C_CTL_UNSOLICITED);
 		return 0;
 	}
@@ -133,7 +129,7 @@ static __always_inline __u32 on_offer(struct conf *conf, __u32 idx, struct link 
 	pair->heard = now;
 	if (now < pair->off_until)
 		return 0;
-	f.peer = 0;
+	f.peer = ADDR_ANY;
 
 	/* One key, one flow: whatever a receiver may have forgotten, its sender has not. */
 	live_t = txkey_get(&k);
@@ -157,8 +153,8 @@ static __always_inline __u32 on_offer(struct conf *conf, __u32 idx, struct link 
 	live_p = pending_get(&f);
 	if (live_p) {
 		copy_words(&p, live_p, sizeof(p) / 8);
-		if (p.seal != seal_pending(&f, &p) || p.peer != fr->ip.src || p.key != key ||
-		    p.nonce_b != nonce_b || now - p.at > SOLICIT_AGE)
+		if (p.seal != seal_pending(&f, &p) || !addr_equal(p.peer, fr->ip.src) ||
+		    p.key != key || p.nonce_b != nonce_b || now - p.at > SOLICIT_AGE)
 			live_p = 0;
 	}
 	if (!live_p) {
@@ -172,7 +168,7 @@ static __always_inline __u32 on_offer(struct conf *conf, __u32 idx, struct link 
 		p.sent = 0;
 		e = flow_get(&f);
 		/* Not what may still be under way, beside the fallback packet that asked. */
-		if (e && e->key == key && e->peer == fr->ip.src && now < e->lease_end) {
+		if (e && e->key == key && addr_equal(e->peer, fr->ip.src) && now < e->lease_end) {
 			p.sent = e->sent >= USED_ENOUGH && s.at > e->sent_at + 500 * NSEC_PER_MSEC;
 			e->sent = 0; /* as the receiver's count will be, with this ACCEPT */
 		}
@@ -231,21 +227,15 @@ static __always_inline void entry_route(struct __sk_buff *skb, struct entry *e)
 {
 	struct underlay *u = underlay_get(e->oif);
 	struct bpf_fib_lookup fib = {};
-	int ret;
+	addr_t nexthop;
 
 	e->mtu = u && u->mtu < 65535 ? u->mtu : 65535;
 	if (!u)
 		e->mtu = 0; /* no hook there, nobody to clear our mark: never encode */
-	fib.family = XM_AF_INET;
 	fib.ifindex = e->oif;
-	fib.ipv4_src = e->local;
-	fib.ipv4_dst = e->peer;
-	fib.tot_len = 1;
-	ret = xm_fib_lookup(skb, &fib, sizeof(fib), FIB_LOOKUP_OUTPUT);
-	if ((ret == BPF_FIB_LKUP_RET_SUCCESS || ret == BPF_FIB_LKUP_RET_NO_NEIGH) &&
-	    fib.family == XM_AF_INET && fib.ifindex == e->oif) {
+	if (!ip_fib(skb, &fib, e->local, e->peer, &nexthop) && fib.ifindex == e->oif) {
 		e->route = 1;
-		e->nexthop = fib.ipv4_dst;
+		e->nexthop = nexthop;
 		/* Since 5.12 the same field returns the route's MTU. */
 		if (fib.tot_len >= 576 && fib.tot_len < e->mtu)
 			e->mtu = fib.tot_len;
@@ -273,7 +263,7 @@ static __always_inline __u32 on_confirm(struct __sk_buff *skb, struct conf *conf
 	copy_words(&p, live, sizeof(p) / 8);
 	if (lease > p.lease_ms)
 		lease = p.lease_ms;
-	if (p.seal != seal_pending(&f, &p) || p.peer != fr->ip.src || p.key != key ||
+	if (p.seal != seal_pending(&f, &p) || !addr_equal(p.peer, fr->ip.src) || p.key != key ||
 	    p.nonce_a != fr->ctl.nonce_a || p.nonce_b != fr->ctl.nonce_b ||
 	    now - p.at >= (__u64)lease * NSEC_PER_MSEC || pending_del(&f)) {
 		count(idx, C_CTL_NONCE);
@@ -292,7 +282,8 @@ static __always_inline __u32 on_confirm(struct __sk_buff *skb, struct conf *conf
 	if (fr->ctl.flags & XM_CTL_USED)
 		pair->off_for = 0; /* the path is good: a later verdict starts small again */
 	old = flow_get(&f);
-	first = !old || old->key != key || old->peer != fr->ip.src || now >= old->lease_end;
+	first = !old || old->key != key || !addr_equal(old->peer, fr->ip.src) ||
+		now >= old->lease_end;
 	renew = (__u64)lease * NSEC_PER_MSEC / 2;
 	/* The first renewal comes early: it tells whether encoded packets get through. */
 	if (first && renew > RENEW_FIRST)
@@ -308,7 +299,7 @@ static __always_inline __u32 on_confirm(struct __sk_buff *skb, struct conf *conf
 	e.link = idx;
 	e.wire_id = key_wire_id(conf, key);
 	e.wire_tos = key_wire_dscp(conf, conf->mark, key) << 2;
-	e.l4_diff = csum_diff4(f.sip, f.dip, e.local, e.peer);
+	e.l4_diff = csum_diff(f.sip, f.dip, e.local, e.peer);
 	e.port = link->port;
 	e.key = key;
 	entry_route(skb, &e);
@@ -325,7 +316,7 @@ static __always_inline int control(struct __sk_buff *skb, struct conf *conf, str
 	__u64 now = xm_boot_ns();
 	__u32 idx, key, oif;
 	struct link *link;
-	__be32 src;
+	addr_t src;
 
 	if (fr->ctl.version != XM_VERSION) {
 		count(0, C_CTL_VERSION);
@@ -351,8 +342,7 @@ static __always_inline int control(struct __sk_buff *skb, struct conf *conf, str
 		return ACT_SHOT;
 	}
 	/* A path that spoils either would spoil the encoded packets too (I6). */
-	if (fr->ip.tos >> 2 != key_wire_dscp(conf, conf->mark, key) ||
-	    fr->ip.id != key_wire_id(conf, key) || fr->ip.frag != be16(IP_DF)) {
+	if (!ip_control_ok(&fr->ip, conf, key)) {
 		count(idx, C_CTL_PATH);
 		return ACT_SHOT;
 	}

@@ -5,7 +5,7 @@
 #ifndef XMASQ_CSUM_H
 #define XMASQ_CSUM_H
 
-#include "defs.h"
+#include "family.h"
 
 static __always_inline __u16 csum_fold(__u64 sum)
 {
@@ -17,47 +17,13 @@ static __always_inline __u16 csum_fold(__u64 sum)
 }
 
 /* The difference that two changed addresses make to a pseudo header's sum. */
-static __always_inline __u32 csum_diff4(__be32 src, __be32 dst, __be32 new_src, __be32 new_dst)
+static __always_inline __u32 csum_diff(addr_t src, addr_t dst, addr_t new_src, addr_t new_dst)
 {
-	__u64 sum = (__u64)(__u32)~src + (__u32)~dst + new_src + new_dst;
+	__u64 sum = addr_sum_not(src, dst) + addr_sum(new_src, new_dst);
 
 	sum = (sum & 0xffffffff) + (sum >> 32);
 	sum = (sum & 0xffffffff) + (sum >> 32);
 	return (__u32)sum;
-}
-
-/* The IPv4 checksum after old became new; the two differ in any field but the checksum. */
-static __always_inline __sum16 ip_csum_update(const struct ip_hdr *old, const struct ip_hdr *new)
-{
-	const __u16 *o = (const __u16 *)old, *n = (const __u16 *)new;
-	__u64 sum = (__u16)~old->check;
-
-	sum += (__u16)~o[0] + n[0];
-	sum += (__u16)~o[2] + n[2];
-	sum += (__u16)~o[3] + n[3];
-	sum += (__u64)(__u32)~old->src + (__u32)~old->dst;
-	sum += (__u64) new->src + new->dst;
-	return csum_fold(sum);
-}
-
-static __always_inline __sum16 ip_csum(const struct ip_hdr *ip)
-{
-	const __u16 *w = (const __u16 *)ip;
-	__u64 sum = 0;
-
-#pragma unroll
-	for (int i = 0; i < IP_HDR_LEN / 2; i++)
-		if (i != 5)
-			sum += w[i];
-	return csum_fold(sum);
-}
-
-/* As ip_rcv sees it: right, with either form of zero. */
-static __always_inline int ip_csum_ok(const struct ip_hdr *ip)
-{
-	__u16 diff = ip_csum(ip) - ip->check;
-
-	return !diff || (diff == 1 && ip->check == 0xffff);
 }
 
 /*
@@ -65,7 +31,7 @@ static __always_inline int ip_csum_ok(const struct ip_hdr *ip)
  * innermost one is still to be written by a device (local checksum offload): then the helper takes
  * the complete one for unfinished. An unfinished one is the pseudo header's sum.
  */
-static __always_inline int udp_csum_shift(struct __sk_buff *skb, __be32 src, __be32 dst, __u32 diff)
+static __always_inline int udp_csum_shift(struct __sk_buff *skb, addr_t src, addr_t dst, __u32 diff)
 {
 	__u32 off = ETH_HLEN + IP_HDR_LEN;
 	struct udp_hdr udp;
@@ -77,7 +43,7 @@ static __always_inline int udp_csum_shift(struct __sk_buff *skb, __be32 src, __b
 		return 0;
 	if (xm_l4_csum_replace(skb, off + 6, 0, diff, F_PSEUDO_HDR | F_MARK_MANGLED_0))
 		return -1;
-	if (udp.check == (__u16)~csum_fold((__u64)src + dst + be16(IPPROTO_UDP) + udp.len))
+	if (udp.check == (__u16)~csum_fold(addr_sum(src, dst) + be16(IPPROTO_UDP) + udp.len))
 		return 0;
 	want = csum_fold((__u64)diff + (__u16)~udp.check);
 	if (!want)
@@ -89,7 +55,7 @@ static __always_inline int udp_csum_shift(struct __sk_buff *skb, __be32 src, __b
 
 /*
  * Moves the L4 checksum, where a protocol has one over the pseudo header, by a difference.
- * Works for CHECKSUM_PARTIAL and _COMPLETE too. l4_len: bytes behind the IPv4 header.
+ * Works for CHECKSUM_PARTIAL and _COMPLETE too. l4_len: bytes behind the IP header.
  */
 static __always_inline int l4_csum_shift(struct __sk_buff *skb, const struct ip_hdr *ip,
 					 __u32 l4_len, __u32 diff)
@@ -112,6 +78,13 @@ static __always_inline int l4_csum_shift(struct __sk_buff *skb, const struct ip_
 			return 0;
 		return xm_l4_csum_replace(skb, off + 6, 0, diff, F_PSEUDO_HDR);
 	}
+#if XM_FAMILY == 6
+	if (proto == IPPROTO_ICMPV6) {
+		if (l4_len < 4)
+			return 0;
+		return xm_l4_csum_replace(skb, off + 2, 0, diff, F_PSEUDO_HDR);
+	}
+#endif
 	return 0;
 }
 

@@ -14,54 +14,44 @@
 /* The IP packet's length, or 0 if the frame does not hold it. */
 static __always_inline __u32 wire_len(const struct __sk_buff *skb, const struct ip_hdr *wire)
 {
-	__u32 len = be16(wire->len);
+	__u32 len = ip_len(wire);
 
-	if (!len && skb->gso_size)
+	if (!wire->len && skb->gso_size)
 		return skb->len - ETH_HLEN; /* GRO made more than 64 KB of it (BIG TCP) */
 	return len >= IP_HDR_LEN && ETH_HLEN + len <= skb->len ? len : 0;
 }
 
 /* Puts the container's headers in place of the encoded ones. */
-static __always_inline int restore(struct __sk_buff *skb, const struct ip_hdr *wire, __be32 sip,
-				   __be32 dip, const __u8 *smac, const __u8 *dmac, __u8 dscp,
+static __always_inline int restore(struct __sk_buff *skb, const struct ip_hdr *wire, addr_t sip,
+				   addr_t dip, const __u8 *smac, const __u8 *dmac, __u8 dscp,
 				   __u8 variant, __u32 l4_diff)
 {
 	__u32 len = wire_len(skb, wire);
-	__u8 buf[ETH_HLEN + IP_HDR_LEN + 2] __attribute__((aligned(8)));
-	struct ip_hdr old = *wire, ip = *wire;
+	__u8 eth[ETH_HLEN + 2] __attribute__((aligned(8)));
+	struct ip_hdr ip;
 
 	/* Ethernet pads short frames on the wire; the container's frame had none. */
 	if (skb->len > ETH_HLEN + len && xm_skb_change_tail(skb, ETH_HLEN + len, 0))
 		return -1;
 	if (l4_csum_shift(skb, wire, len - IP_HDR_LEN, l4_diff))
 		return -1;
-	ip.tos = (dscp << 2) | (ip.tos & 3);
-	ip.id = 0;
-	ip.src = sip;
-	ip.dst = dip;
-	if (variant & XM_VAR_NODF) {
-		ip.frag = 0;
-		ip.id = (__u16)xm_random(); /* it may be fragmented further on */
-	}
-	ip.check = ip_csum_update(&old, &ip);
-	__builtin_memcpy(buf, dmac, ETH_ALEN);
-	__builtin_memcpy(buf + ETH_ALEN, smac, ETH_ALEN);
-	*(__be16 *)(buf + 2 * ETH_ALEN) = be16(ETHERTYPE_IPV4);
-	__builtin_memcpy(buf + ETH_HLEN, &ip, sizeof(ip));
-	return xm_skb_store_bytes(skb, 0, buf, ETH_HLEN + IP_HDR_LEN, 0);
+	ip_decode(&ip, wire, sip, dip, dscp, variant);
+	__builtin_memcpy(eth, dmac, ETH_ALEN);
+	__builtin_memcpy(eth + ETH_ALEN, smac, ETH_ALEN);
+	*(__be16 *)(eth + 2 * ETH_ALEN) = be16(ETHERTYPE_IP);
+	if (xm_skb_store_bytes(skb, 0, eth, ETH_HLEN, 0))
+		return -1;
+	return ip_store(skb, &ip);
 }
 
 /* Sends an encoded packet whose key nobody holds back to its sender, whole. */
 static __always_inline int bounce(struct __sk_buff *skb, struct conf *conf,
 				  const struct ip_hdr *wire)
 {
-	struct ip_hdr ip = *wire;
+	struct ip_hdr ip;
 
-	ip.tos += (conf->bounce - conf->mark) << 2;
-	ip.src = wire->dst;
-	ip.dst = wire->src;
-	ip.check = ip_csum_update(wire, &ip);
-	if (xm_skb_store_bytes(skb, ETH_HLEN, &ip, sizeof(ip), 0))
+	ip_bounce(&ip, wire, conf);
+	if (ip_store(skb, &ip))
 		return ACT_SHOT;
 	count(0, C_BOUNCE_TX);
 	mark_set(skb, conf, KIND_CONTROL);
@@ -86,11 +76,11 @@ static __always_inline int decode(struct __sk_buff *skb, struct conf *conf,
 	live = pair ? slot_of(pair, key) : 0;
 	if (!live)
 		return bounce(skb, conf, wire);
-	copy_words(&s, live, SEAL_SLOT_WORDS + 1);
-	if (unlikely(s.seal != seal_words((__u64 *)&s)))
-		copy_words(&s, live, SEAL_SLOT_WORDS + 1); /* a CONFIRM was just writing */
-	if (s.seal != seal_words((__u64 *)&s) || s.key != key || s.peer != wire->src ||
-	    s.local != wire->dst || tick_ns() >= s.valid)
+	copy_words(&s, live, SEAL_WORDS + 1);
+	if (unlikely(s.seal != seal_slot(&s)))
+		copy_words(&s, live, SEAL_WORDS + 1); /* a CONFIRM was just writing */
+	if (s.seal != seal_slot(&s) || s.key != key || !addr_equal(s.peer, wire->src) ||
+	    !addr_equal(s.local, wire->dst) || tick_ns() >= s.valid)
 		return bounce(skb, conf, wire);
 	link = link_at(s.link);
 	if (!link || link->rx_gen != s.rx_gen || link->ifindex != s.ifindex)
@@ -111,7 +101,7 @@ static __always_inline int decode(struct __sk_buff *skb, struct conf *conf,
  * The path, or somebody, spoils keys: a peer bounces packets with keys that we do not use.
  * Two within ten seconds put the whole peer back into the fallback, for a minute at first.
  */
-static __always_inline void stray(__be32 local, __be32 peer, __u64 now)
+static __always_inline void stray(addr_t local, addr_t peer, __u64 now)
 {
 	__u32 idx = pair_find(local, peer);
 	struct pool *pool = pool_get();
@@ -156,7 +146,7 @@ static __always_inline int bounced(struct __sk_buff *skb, struct conf *conf,
 	count(0, C_BOUNCE_RX);
 	live = txkey_get(&k);
 	/* Empty: a key is taken back (xmasq_link/_withdraw.py), maybe one forgotten here. */
-	if (!live && be16(wire->len) == IP_HDR_LEN)
+	if (!live && ip_len(wire) == IP_HDR_LEN)
 		return ACT_SHOT;
 	if (!live) {
 		stray(wire->dst, wire->src, now);
@@ -164,18 +154,18 @@ static __always_inline int bounced(struct __sk_buff *skb, struct conf *conf,
 	}
 	copy_words(&t, live, sizeof(t) / 8);
 	if (t.seal != seal_txkey(&k, &t) || now >= t.until) {
-		if (be16(wire->len) != IP_HDR_LEN)
+		if (ip_len(wire) != IP_HDR_LEN)
 			stray(wire->dst, wire->src, now);
 		return ACT_SHOT;
 	}
 	e = flow_get(&t.flow);
-	if (e && e->key == k.key && e->peer == wire->src)
+	if (e && e->key == k.key && addr_equal(e->peer, wire->src))
 		e->lease_end = 0; /* breaks the seal, too: dead for every reader */
-	if (be16(wire->len) == IP_HDR_LEN)
+	if (ip_len(wire) == IP_HDR_LEN)
 		return ACT_SHOT;
 	id = link_id(t.flow.ifindex);
 	if (restore(skb, wire, t.flow.sip, t.flow.dip, t.flow.smac, t.flow.dmac, t.flow.dscp,
-		    t.flow.variant, csum_diff4(wire->src, wire->dst, t.flow.sip, t.flow.dip))) {
+		    t.flow.variant, csum_diff(wire->src, wire->dst, t.flow.sip, t.flow.dip))) {
 		count(id ? *id : 0, C_ERROR);
 		return ACT_SHOT;
 	}

@@ -28,6 +28,7 @@
 #define ETH_HLEN 14
 #define ETH_ALEN 6
 #define ETHERTYPE_IPV4 0x0800
+#define ETHERTYPE_IPV6 0x86dd
 #define ETHERTYPE_LOCAL 0x88b5 /* IEEE 802, local experimental */
 
 #define IPPROTO_IPIP 4
@@ -38,13 +39,9 @@
 #define IPPROTO_GRE 47
 #define IPPROTO_UDPLITE 136
 
-#define IP_DF 0x4000
-#define IP_RESERVED 0x8000
-#define IP_HDR_LEN 20
 #define UDP_HDR_LEN 8
 #define VXLAN_HDR_LEN 8
 
-#define XM_AF_INET 2
 #define PACKET_HOST 0
 /* Actions of the clsact chain (linux/pkt_cls.h). UNSPEC lets the next program run. */
 #define ACT_UNSPEC (-1)
@@ -77,6 +74,7 @@ static int (*xm_redirect_neigh)(__u32 ifindex, void *params, int plen, __u64 fla
 static __u32 (*xm_random)(void) = (void *)7;
 
 #define F_INGRESS (1ULL << 0)
+#define F_RECOMPUTE_CSUM (1ULL << 0)
 #define F_MARK_MANGLED_0 (1ULL << 5)
 #define F_PSEUDO_HDR (1ULL << 4)
 #define FIB_LOOKUP_OUTPUT (1U << 1)
@@ -85,19 +83,6 @@ struct eth_hdr {
 	__u8 dst[ETH_ALEN];
 	__u8 src[ETH_ALEN];
 	__be16 proto;
-};
-
-struct ip_hdr {
-	__u8 ver_ihl;
-	__u8 tos;
-	__be16 len;
-	__be16 id;
-	__be16 frag;
-	__u8 ttl;
-	__u8 proto;
-	__sum16 check;
-	__be32 src;
-	__be32 dst;
 };
 
 struct udp_hdr {

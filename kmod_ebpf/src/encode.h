@@ -22,7 +22,7 @@ static __always_inline void own_mac(__u32 link, const __u8 *mac, __u64 now)
 		return;
 	__builtin_memcpy(k.mac, mac, ETH_ALEN);
 	seen = mac_get(&k);
-	if (seen && !seen->peer && !later_by(now, seen->at, NSEC_PER_SEC))
+	if (seen && !addr_is_set(seen->peer) && !later_by(now, seen->at, NSEC_PER_SEC))
 		return;
 	mac_set(&k, &fresh);
 }
@@ -80,7 +80,7 @@ static __always_inline int fallback(struct __sk_buff *skb, int reason, const str
  * if the link is a bridge port, with "fragmentation needed" in the destination's name, and drops
  * it; the container then keeps to the smaller MTU for ten minutes, although the flow is encoded a
  * round trip later. So for the way through the driver the header's reserved bit is set, which makes
- * it fragment instead; the underlay's egress hook takes it off again (underlay.h, keep_df). A flow
+ * it fragment instead; the underlay's egress hook takes it off again (ip4.h, ip_let_split). A flow
  * that stays in the fallback gets the driver's answer after three seconds.
  */
 static __always_inline void pass_driver(struct __sk_buff *skb, struct flow *f,
@@ -88,12 +88,11 @@ static __always_inline void pass_driver(struct __sk_buff *skb, struct flow *f,
 					int live)
 {
 	__u32 *id = link_id(skb->ifindex);
-	struct ip_hdr ip = *old;
 	struct underlay *u;
 	struct link *link;
 	__u64 *first;
 
-	if (old->frag != be16(IP_DF) || !id)
+	if (!ip_whole(old) || !id)
 		return;
 	link = link_at(*id);
 	if (!link || !(link->flags & LINK_UP))
@@ -108,9 +107,7 @@ static __always_inline void pass_driver(struct __sk_buff *skb, struct flow *f,
 		else if (later_by(now, *first, XM_OVERSIZE_PATIENCE))
 			return;
 	}
-	ip.frag |= be16(IP_RESERVED);
-	ip.check = ip_csum_update(old, &ip);
-	xm_skb_store_bytes(skb, ETH_HLEN, &ip, sizeof(ip), 0);
+	ip_let_split(skb, old);
 }
 
 /* Segments that the packet leaves as. */
@@ -166,9 +163,9 @@ static __always_inline int encode(struct __sk_buff *skb)
 	struct link *link;
 	struct pair *pair;
 	struct eth_hdr *eth;
-	struct ip_hdr *ip;
 	struct flow f = {};
 	int reason, granted = 0;
+	__u8 first = 0;
 	__u64 now = 0;
 
 	conf = conf_get();
@@ -177,13 +174,14 @@ static __always_inline int encode(struct __sk_buff *skb)
 	if (marked(skb, conf) && (skb->mark & 0xf) == KIND_ASK)
 		return ask(skb, conf);
 	reason = C_FB_NOT_IP;
-	if (skb->protocol != be16(ETHERTYPE_IPV4))
+	if (skb->protocol != be16(ETHERTYPE_IP))
 		goto fallback;
 	reason = C_FB_VLAN;
 	if (skb->vlan_present)
 		goto fallback;
 	if (data + ETH_HLEN + IP_HDR_LEN + 14 > end) {
-		len = skb->len < 54 ? skb->len : 54;
+		len = ETH_HLEN + IP_HDR_LEN + 20;
+		len = skb->len < len ? skb->len : len;
 		xm_skb_pull_data(skb, len);
 		data = (void *)(long)skb->data;
 		end = (void *)(long)skb->data_end;
@@ -192,14 +190,22 @@ static __always_inline int encode(struct __sk_buff *skb)
 	if (data + ETH_HLEN + IP_HDR_LEN > end)
 		goto fallback;
 	eth = data;
-	__builtin_memcpy(&old, data + ETH_HLEN, sizeof(old));
+	old = *(struct ip_hdr *)(data + ETH_HLEN);
 	reason = C_FB_NOT_IP;
-	if (eth->proto != be16(ETHERTYPE_IPV4))
+	if (eth->proto != be16(ETHERTYPE_IP))
 		goto fallback;
-	reason = ip_reason(&old, eth->dst[0], &f.variant);
+	if (ip_needs_first(&old)) {
+		__u8 *at = data + ETH_HLEN + IP_HDR_LEN;
+
+		reason = C_FB_HEADER;
+		if ((void *)(at + 1) > end)
+			goto fallback;
+		first = *at;
+	}
+	reason = ip_reason(&old, eth->dst[0], first, &f.variant);
 	if (reason)
 		goto fallback;
-	len = be16(old.len);
+	len = ip_len(&old);
 	reason = C_FB_LENGTH;
 	if (ETH_HLEN + len != skb->len)
 		goto fallback;
@@ -209,12 +215,8 @@ static __always_inline int encode(struct __sk_buff *skb)
 		reason = C_FB_DF_CLEAR;
 		if (f.variant & XM_VAR_NODF)
 			goto fallback;
-		/*
-		 * One segment less than there is room for, so that no train of segments ends right
-		 * before another key's: receivers' GRO joins TCP packets with consecutive IDs.
-		 */
 		reason = C_FB_SEGMENTS;
-		if (segs >= 1U << (conf->seg_bits & 15))
+		if (!segments_ok(conf, segs))
 			goto fallback;
 	}
 	seg_len = len;
@@ -234,7 +236,7 @@ static __always_inline int encode(struct __sk_buff *skb)
 	f.dip = old.dst;
 	__builtin_memcpy(f.smac, eth->src, ETH_ALEN);
 	__builtin_memcpy(f.dmac, eth->dst, ETH_ALEN);
-	f.dscp = old.tos >> 2;
+	f.dscp = ip_tos(&old) >> 2;
 
 	/* From here on the packet could be encoded, if its flow had a grant. */
 	solicit = &f;
@@ -243,7 +245,7 @@ static __always_inline int encode(struct __sk_buff *skb)
 	reason = C_FB_NO_GRANT;
 	if (!live)
 		goto fallback;
-	copy_words(&e, live, SEAL_ENTRY_WORDS + 1);
+	copy_words(&e, live, SEAL_WORDS + 1);
 	reason = C_FB_EXPIRED;
 	if (now >= e.lease_end)
 		goto fallback;
@@ -287,21 +289,11 @@ static __always_inline int encode(struct __sk_buff *skb)
 	reason = C_FB_HEADER;
 	if (l4_csum_shift(skb, &old, l4_len, e.l4_diff))
 		goto fallback;
-	data = (void *)(long)skb->data;
-	end = (void *)(long)skb->data_end;
-	ip = data + ETH_HLEN;
-	if ((void *)(ip + 1) > end) {
+	ip_encode(&new, &old, &e);
+	if (ip_put(skb, &new)) {
 		count(e.link, C_ERROR); /* cannot be: it was there before */
 		return ACT_SHOT;
 	}
-	new = old;
-	new.tos = e.wire_tos | (old.tos & 3);
-	new.id = e.wire_id;
-	new.frag = be16(IP_DF);
-	new.src = e.local;
-	new.dst = e.peer;
-	new.check = ip_csum_update(&old, &new);
-	__builtin_memcpy(ip, &new, sizeof(new));
 	if (live->sent < USED_ENOUGH && ++live->sent == USED_ENOUGH)
 		live->sent_at = now;
 	count_bytes(e.link, C_ENCODED, skb->len);

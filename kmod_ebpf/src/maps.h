@@ -12,15 +12,13 @@
 #define XMASQ_MAPS_H
 
 #include "defs.h"
+#include "family.h"
 
 #define MAX_LINKS 1025 /* index 0 counts what belongs to no link */
 #define MAX_PAIRS 4096
 #define MAX_BLOCKS 1024
 #define BLOCK_KEYS 64 /* keys whose slots are handed out together */
-#define PAIR_BLOCKS 128 /* 13 bits of key at most */
 #define MAX_FLOWS 65536
-
-#define VXLAN_OVERHEAD 50 /* of an IPv4 underlay: IP, UDP, VXLAN, inner Ethernet */
 
 /* Settings of the datapath, written by the control code. */
 struct conf {
@@ -44,7 +42,7 @@ struct conf {
 struct link {
 	__u32 ifindex;
 	__u32 vni;
-	__be32 local;
+	addr_t local;
 	__be16 port;
 	__u8 mac[ETH_ALEN];
 	__u32 flags;
@@ -58,7 +56,7 @@ struct link {
 };
 
 struct vni_key {
-	__be32 local;
+	addr_t local;
 	__u32 vni;
 };
 
@@ -77,22 +75,23 @@ struct underlay {
  */
 struct flow {
 	__u32 ifindex;
-	__be32 sip;
-	__be32 dip;
+	addr_t sip;
+	addr_t dip;
 	__u8 smac[ETH_ALEN];
 	__u8 dmac[ETH_ALEN];
 	__u8 dscp;
 	__u8 variant;
 	__u16 zero;
-	__be32 peer;
+	addr_t peer;
+	ADDR_PAD(1)
 } __attribute__((aligned(8)));
 
 /* Sender: how a flow is encoded. Sealed up to and including nexthop. */
 struct entry {
 	__u64 lease_end;
 	__u64 renew_at;
-	__be32 local;
-	__be32 peer;
+	addr_t local;
+	addr_t peer;
 	__u32 oif;
 	__u32 pair_gen;
 	__u16 pair;
@@ -103,8 +102,9 @@ struct entry {
 	__u32 l4_diff;
 	__be16 port;
 	__u16 mtu;
-	__be32 nexthop;
+	addr_t nexthop;
 	__u32 key;
+	ADDR_PAD(3)
 	__u64 seal;
 	/* Hints, written in place: */
 	__u64 asked; /* a packet took the fallback for renewal then */
@@ -119,17 +119,18 @@ struct entry {
 
 /* Sender: a fallback packet of this flow has left for flow.peer. */
 struct solicit {
-	__be32 local;
+	addr_t local;
 	__u32 oif;
 	__u32 link;
 	__u32 tx_gen; /* of the link when the packet left */
+	ADDR_PAD(1)
 	__u64 at;
 	__u64 seal;
 };
 
 /* Sender: ACCEPT was sent. */
 struct pending {
-	__be32 peer;
+	addr_t peer;
 	__u32 key;
 	__u32 nonce_a;
 	__u32 nonce_b;
@@ -137,13 +138,14 @@ struct pending {
 	__u32 lease_ms;
 	__u32 tx_gen;
 	__u32 sent; /* enough was encoded with this key, well before */
+	ADDR_PAD(1)
 	__u64 at; /* of the first ACCEPT of this round: the lease counts from here */
 	__u64 seal;
 };
 
 struct txkey_key {
-	__be32 local;
-	__be32 peer;
+	addr_t local;
+	addr_t peer;
 	__u32 key;
 	__u32 pad;
 } __attribute__((aligned(8)));
@@ -158,12 +160,12 @@ struct txkey {
 /* Receiver: one key. Sealed up to and including rx_gen and l4_diff. */
 struct slot {
 	__u64 valid; /* decodable until; 0: not granted */
-	__be32 local;
-	__be32 peer;
+	addr_t local;
+	addr_t peer;
 	__u32 key;
 	__u32 ifindex;
-	__be32 sip;
-	__be32 dip;
+	addr_t sip;
+	addr_t dip;
 	__u8 smac[ETH_ALEN];
 	__u8 dmac[ETH_ALEN];
 	__u8 dscp;
@@ -189,14 +191,14 @@ struct block {
 };
 
 struct pair_key {
-	__be32 local;
-	__be32 peer;
+	addr_t local;
+	addr_t peer;
 };
 
 /* A local and a remote VTEP. */
 struct pair {
-	__be32 local;
-	__be32 peer;
+	addr_t local;
+	addr_t peer;
 	__u32 gen; /* entries with another generation are dead */
 	__u32 own_gen; /* of the pair's ownership of its blocks */
 	__u32 cursor; /* key given last */
@@ -232,7 +234,7 @@ struct mac_key {
 
 /* Where a MAC was last seen as a source. */
 struct mac_seen {
-	__be32 peer; /* 0: at the link's egress, so it is ours */
+	addr_t peer; /* 0: at the link's egress, so it is ours */
 	__u32 moved; /* was elsewhere before; the link's ingress hook takes note */
 	__u64 at;
 };
@@ -247,7 +249,8 @@ struct scratch {
 	__u16 tc_index; /* what it was before */
 	__u64 now; /* boot time, ns, at that tick */
 	__u64 tick;
-	__u64 headers[12]; /* of the packet at the underlay's ingress: the stack has no room */
+	__u64 headers[HEADER_WORDS]; /* of the packet at the underlay's ingress: the stack has no
+					room */
 };
 
 /* Counters of a link, per CPU. The order is the order in kmod_ebpf/maps.py. */

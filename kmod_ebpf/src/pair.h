@@ -15,7 +15,7 @@
 #define OFF_FIRST (60 * NSEC_PER_SEC)
 #define OFF_LONGEST (3600 * NSEC_PER_SEC)
 
-static __always_inline __u32 pair_find(__be32 local, __be32 peer)
+static __always_inline __u32 pair_find(addr_t local, addr_t peer)
 {
 	struct pair_key k = { .local = local, .peer = peer };
 	__u32 *id = pair_id(&k);
@@ -24,11 +24,11 @@ static __always_inline __u32 pair_find(__be32 local, __be32 peer)
 	if (!id)
 		return 0;
 	p = pair_at(*id);
-	return p && p->local == local && p->peer == peer ? *id : 0;
+	return p && addr_equal(p->local, local) && addr_equal(p->peer, peer) ? *id : 0;
 }
 
 /* Finds the pair's index, or takes one whose pair has nothing live any more; 0 if all have. */
-static __always_inline __u32 pair_make(__be32 local, __be32 peer, __u64 now)
+static __always_inline __u32 pair_make(addr_t local, addr_t peer, __u64 now)
 {
 	struct pair_key k = { .local = local, .peer = peer }, old = {};
 	__u32 idx = pair_find(local, peer), *id;
@@ -97,7 +97,7 @@ static __always_inline void pair_off(struct pair *p, __u64 now)
 /* The block that holds a key of this pair, or null. A hint until verified under the lock. */
 static __always_inline struct block *block_of(struct pair *p, __u32 key)
 {
-	__u32 n = key / BLOCK_KEYS, id;
+	__u32 n = key_index(key) / BLOCK_KEYS, id;
 
 	opaque(n);
 	id = p->block[n % PAIR_BLOCKS];
@@ -106,7 +106,7 @@ static __always_inline struct block *block_of(struct pair *p, __u32 key)
 
 static __always_inline struct slot *slot_in(struct block *b, __u32 key)
 {
-	return &b->slots[key % BLOCK_KEYS];
+	return &b->slots[key_index(key) % BLOCK_KEYS];
 }
 
 static __always_inline struct slot *slot_of(struct pair *p, __u32 key)
@@ -119,16 +119,17 @@ static __always_inline struct slot *slot_of(struct pair *p, __u32 key)
 static __always_inline int block_is(const struct block *b, __u32 idx, const struct pair *p,
 				    __u32 key)
 {
-	return b->owner == idx + 1 && b->owner_gen == p->own_gen && b->base == key / BLOCK_KEYS;
+	return b->owner == idx + 1 && b->owner_gen == p->own_gen &&
+	       b->base == key_index(key) / BLOCK_KEYS;
 }
 
-static __always_inline int slot_is(const struct slot *s, const struct flow *f, __be32 local,
+static __always_inline int slot_is(const struct slot *s, const struct flow *f, addr_t local,
 				   __u32 key)
 {
-	return s->key == key && s->local == local && s->peer == f->peer &&
-	       s->ifindex == f->ifindex && s->sip == f->sip && s->dip == f->dip &&
-	       mac_equal(s->smac, f->smac) && mac_equal(s->dmac, f->dmac) && s->dscp == f->dscp &&
-	       s->variant == f->variant;
+	return s->key == key && addr_equal(s->local, local) && addr_equal(s->peer, f->peer) &&
+	       s->ifindex == f->ifindex && addr_equal(s->sip, f->sip) &&
+	       addr_equal(s->dip, f->dip) && mac_equal(s->smac, f->smac) &&
+	       mac_equal(s->dmac, f->dmac) && s->dscp == f->dscp && s->variant == f->variant;
 }
 
 /* Lock held: reserves the key for the time that an OFFER may take. */
@@ -192,14 +193,15 @@ static __always_inline int key_new(struct conf *conf, __u32 idx, struct pair *p,
 		return 0;
 #pragma clang loop unroll(disable)
 	for (int try = 0; try < 6; try++) {
-		__u32 cursor = p->cursor, hand = pool->block_hand, key = cursor + 1, n;
+		__u32 cursor = p->cursor, hand = pool->block_hand, n;
+		__u32 key = key_make(key_index(cursor) + 1);
 		struct block *b;
 		struct slot *s;
 		int ok = 0;
 
 		if (!key_ok(conf, key))
-			key = 1;
-		n = key / BLOCK_KEYS;
+			key = key_make(1);
+		n = key_index(key) / BLOCK_KEYS;
 		opaque(n);
 		n %= PAIR_BLOCKS;
 		b = block_of(p, key);
@@ -220,7 +222,7 @@ static __always_inline int key_new(struct conf *conf, __u32 idx, struct pair *p,
 				goto unlock;
 			b->owner = idx + 1;
 			b->owner_gen = p->own_gen;
-			b->base = key / BLOCK_KEYS;
+			b->base = key_index(key) / BLOCK_KEYS;
 			p->block[n] = hand % MAX_BLOCKS + 1;
 		}
 		p->cursor = key;
@@ -239,8 +241,8 @@ static __always_inline int key_new(struct conf *conf, __u32 idx, struct pair *p,
 		s->variant = f->variant;
 		s->link = link_idx;
 		s->rx_gen = link->rx_gen;
-		s->l4_diff = csum_diff4(f->peer, link->local, f->sip, f->dip);
-		s->seal = seal_words((__u64 *)s);
+		s->l4_diff = csum_diff(f->peer, link->local, f->sip, f->dip);
+		s->seal = seal_slot(s);
 		s->offered = now;
 		s->nonce_b = fresh;
 		s->used = 0;
@@ -282,7 +284,7 @@ static __always_inline int key_confirm(__u32 idx, struct pair *p, const struct f
 		*used = s->used;
 		s->used = 0;
 		s->valid = until;
-		s->seal = seal_words((__u64 *)s);
+		s->seal = seal_slot(s);
 		if (s->until < until)
 			s->until = until;
 		if (b->busy_until < s->until)

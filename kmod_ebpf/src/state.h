@@ -13,7 +13,7 @@ static __always_inline struct pool *pool_get(void);
 static __always_inline struct link *link_at(__u32 idx);
 static __always_inline __u32 *link_id(__u32 ifindex);
 static __always_inline __u32 *vni_id(struct vni_key *k);
-static __always_inline struct vtep *vtep_get(__be32 addr);
+static __always_inline struct vtep *vtep_get(addr_t addr);
 static __always_inline struct underlay *underlay_get(__u32 ifindex);
 static __always_inline struct pair *pair_at(__u32 idx);
 static __always_inline __u32 *pair_id(struct pair_key *k);
@@ -104,7 +104,7 @@ static __always_inline void mark_clear(struct __sk_buff *skb)
 }
 
 /* Index of the link with this VNI at a local VTEP address, or 0. */
-static __always_inline __u32 link_by_vni(__be32 local, __u32 vni)
+static __always_inline __u32 link_by_vni(addr_t local, __u32 vni)
 {
 	struct vni_key k = { .local = local, .vni = vni };
 	__u32 *id = vni_id(&k);
@@ -121,8 +121,12 @@ static __always_inline int mac_equal(const __u8 *a, const __u8 *b)
 static __always_inline int flow_equal(const struct flow *a, const struct flow *b)
 {
 	const __u64 *x = (const __u64 *)a, *y = (const __u64 *)b;
+	__u64 diff = 0;
 
-	return !((x[0] ^ y[0]) | (x[1] ^ y[1]) | (x[2] ^ y[2]) | (x[3] ^ y[3]));
+#pragma unroll
+	for (int i = 0; i < FLOW_WORDS; i++)
+		diff |= x[i] ^ y[i];
+	return !diff;
 }
 
 /*

@@ -16,37 +16,58 @@ struct fallback_hdr {
 	struct udp_hdr udp;
 	__u8 vxlan[VXLAN_HDR_LEN];
 	struct eth_hdr eth;
-	struct ip_hdr inner;
-} __attribute__((packed, aligned(2)));
+	struct ip_hdr inner; /* 0 if it is no packet of our family */
+	__u8 first; /* byte behind that, where it matters */
+};
 
 _Static_assert(sizeof(struct fallback_hdr) <= sizeof(((struct scratch *)0)->headers) &&
 		       sizeof(struct ctl_frame) <= sizeof(((struct scratch *)0)->headers),
 	       "headers fit");
 
-#define INNER_OFF (ETH_HLEN + __builtin_offsetof(struct fallback_hdr, eth))
+#define OUTER_LEN (IP_HDR_LEN + UDP_HDR_LEN + VXLAN_HDR_LEN + ETH_HLEN)
+#define INNER_OFF (ETH_HLEN + OUTER_LEN)
+
+/* On the stack, inner lies on a word. */
+_Static_assert(__builtin_offsetof(struct fallback_hdr, inner) == OUTER_LEN + 2,
+	       "headers lie close");
 
 static __always_inline __u32 vxlan_vni(const __u8 *h)
 {
 	return (__u32)h[4] << 16 | (__u32)h[5] << 8 | h[6];
 }
 
+/* Reads them from a packet that is as long as a tunnel packet at least. */
+static __always_inline int load_headers(struct __sk_buff *skb, struct fallback_hdr *h)
+{
+	if (xm_skb_load_bytes(skb, ETH_HLEN, h, OUTER_LEN))
+		return -1;
+	if (h->eth.proto != be16(ETHERTYPE_IP) ||
+	    xm_skb_load_bytes(skb, INNER_OFF, &h->inner, sizeof(h->inner))) {
+		__builtin_memset(&h->inner, 0, sizeof(h->inner));
+		return 0;
+	}
+	h->first = 0;
+	if (ip_needs_first(&h->inner))
+		xm_skb_load_bytes(skb, INNER_OFF + IP_HDR_LEN, &h->first, 1);
+	return 0;
+}
+
 /* The flow of a fallback packet, as its sender's encode would see it; 0 if encodable. */
 static __always_inline int inner_flow(const struct fallback_hdr *h, __u32 ifindex, struct flow *f)
 {
-	struct ip_hdr ip;
+	const struct ip_hdr *ip = &h->inner;
 
 	__builtin_memset(f, 0, sizeof(*f));
-	if (h->eth.proto != be16(ETHERTYPE_IPV4))
+	if (h->eth.proto != be16(ETHERTYPE_IP))
 		return -1;
-	__builtin_memcpy(&ip, &h->inner, sizeof(ip));
-	if (ip_reason(&ip, h->eth.dst[0], &f->variant))
+	if (ip_reason(ip, h->eth.dst[0], h->first, &f->variant))
 		return -1;
 	f->ifindex = ifindex;
-	f->sip = ip.src;
-	f->dip = ip.dst;
+	f->sip = ip->src;
+	f->dip = ip->dst;
 	__builtin_memcpy(f->smac, h->eth.src, ETH_ALEN);
 	__builtin_memcpy(f->dmac, h->eth.dst, ETH_ALEN);
-	f->dscp = ip.tos >> 2;
+	f->dscp = ip_tos(ip) >> 2;
 	return 0;
 }
 
@@ -60,11 +81,11 @@ static __always_inline int owns(const struct link *link, __u32 idx, const __u8 *
 		return 1;
 	__builtin_memcpy(k.mac, mac, ETH_ALEN);
 	seen = mac_get(&k);
-	return seen && !seen->peer && now - seen->at < XM_OWN_AGE;
+	return seen && !addr_is_set(seen->peer) && now - seen->at < XM_OWN_AGE;
 }
 
 /* A MAC was seen at a peer. */
-static __always_inline void peer_mac(struct link *link, __u32 idx, const __u8 *mac, __be32 peer,
+static __always_inline void peer_mac(struct link *link, __u32 idx, const __u8 *mac, addr_t peer,
 				     __u64 now)
 {
 	struct mac_seen *seen, fresh = { .peer = peer, .at = now };
@@ -74,14 +95,15 @@ static __always_inline void peer_mac(struct link *link, __u32 idx, const __u8 *m
 		return;
 	__builtin_memcpy(k.mac, mac, ETH_ALEN);
 	seen = mac_get(&k);
-	if (seen && seen->peer == peer && now - seen->at < NSEC_PER_SEC)
+	if (seen && addr_equal(seen->peer, peer) && now - seen->at < NSEC_PER_SEC)
 		return;
 	/* One of ours is given up by the link's ingress hook, if the vxlan driver takes the frame.
 	 */
-	if (seen && !seen->peer)
+	if (seen && !addr_is_set(seen->peer))
 		return;
 	if (seen)
-		fresh.moved = seen->moved || (seen->peer != peer && link->flags & LINK_LEARNING);
+		fresh.moved = seen->moved ||
+			      (!addr_equal(seen->peer, peer) && link->flags & LINK_LEARNING);
 	mac_set(&k, &fresh);
 }
 
@@ -185,7 +207,7 @@ static __always_inline int make_offer(struct __sk_buff *skb, struct conf *conf)
 	struct fallback_hdr h;
 	struct flow f;
 
-	if (!link || xm_skb_load_bytes(skb, ETH_HLEN, &h, sizeof(h)))
+	if (!link || load_headers(skb, &h))
 		return ACT_SHOT;
 	if (inner_flow(&h, link->ifindex, &f))
 		return ACT_SHOT;
@@ -237,7 +259,7 @@ static __always_inline int underlay_ingress(struct __sk_buff *skb)
 	__u8 dscp;
 
 	/* For this host, and on this device: an untagged VLAN frame belongs to another one. */
-	if (skb->protocol != be16(ETHERTYPE_IPV4) || skb->pkt_type != PACKET_HOST ||
+	if (skb->protocol != be16(ETHERTYPE_IP) || skb->pkt_type != PACKET_HOST ||
 	    skb->vlan_present)
 		return ACT_UNSPEC;
 	if (data + ETH_HLEN + IP_HDR_LEN > end) {
@@ -251,21 +273,20 @@ static __always_inline int underlay_ingress(struct __sk_buff *skb)
 	conf = conf_get();
 	if (!conf)
 		return ACT_UNSPEC;
-	dscp = ((struct ip_hdr *)(data + ETH_HLEN))->tos >> 2;
+	dscp = ip_tos(data + ETH_HLEN) >> 2;
 	bounce_dscp = dscp_is(conf, conf->bounce, dscp);
 	if (likely(!bounce_dscp && !dscp_is(conf, conf->mark, dscp)))
 		return ACT_UNSPEC;
 
-	__builtin_memcpy(&ip, data + ETH_HLEN, sizeof(ip));
-	/* A damaged header is the stack's to drop: its ID may be another flow's key. */
-	if (ip.ver_ihl != 0x45 || !ip_csum_ok(&ip))
+	ip = *(struct ip_hdr *)(data + ETH_HLEN);
+	if (!ip_sane(&ip))
 		return ACT_UNSPEC;
 	vtep = vtep_get(ip.dst);
 	if (!vtep)
 		return ACT_UNSPEC;
 	if (bounce_dscp)
-		return ip.frag == be16(IP_DF) ? bounced(skb, conf, &ip) : ACT_UNSPEC;
-	if (ip.proto == IPPROTO_UDP && !(ip.frag & be16(0x1fff))) {
+		return ip_whole(&ip) ? bounced(skb, conf, &ip) : ACT_UNSPEC;
+	if (ip.proto == IPPROTO_UDP && ip_begins(&ip)) {
 		struct udp_hdr udp;
 
 		if (!xm_skb_load_bytes(skb, ETH_HLEN + IP_HDR_LEN, &udp, sizeof(udp)) &&
@@ -279,7 +300,7 @@ static __always_inline int underlay_ingress(struct __sk_buff *skb)
 				return ACT_UNSPEC;
 			h = (void *)scratch->headers;
 			fr = (void *)scratch->headers;
-			if (xm_skb_load_bytes(skb, ETH_HLEN, h, sizeof(*h)))
+			if (load_headers(skb, h))
 				return ACT_UNSPEC;
 			if (h->vxlan[0] & VXLAN_FLAG_I)
 				return announced(skb, conf, h);
@@ -290,41 +311,12 @@ static __always_inline int underlay_ingress(struct __sk_buff *skb)
 			return control(skb, conf, fr);
 		}
 	}
-	return ip.frag == be16(IP_DF) ? decode(skb, conf, &ip) : ACT_UNSPEC;
-}
-
-/* Writes another DSCP into an IPv4 header. */
-static __always_inline int set_dscp(struct __sk_buff *skb, __u8 tos, __u8 dscp)
-{
-	__u8 new_tos = (dscp << 2) | (tos & 3);
-
-	if (new_tos == tos)
-		return 0;
-	if (xm_l3_csum_replace(skb, ETH_HLEN + 10, be16(tos), be16(new_tos), 2))
-		return -1;
-	return xm_skb_store_bytes(skb, ETH_HLEN + 1, &new_tos, 1, 0);
-}
-
-/* Takes off what encode set for the way through the driver (encode.h, pass_driver). */
-static __always_inline void keep_df(struct __sk_buff *skb, struct fallback_hdr *h)
-{
-	struct ip_hdr old, ip;
-
-	if (h->eth.proto != be16(ETHERTYPE_IPV4) || h->inner.ver_ihl != 0x45 ||
-	    h->inner.frag != be16(IP_DF | IP_RESERVED))
-		return;
-	__builtin_memcpy(&old, &h->inner, sizeof(old));
-	ip = old;
-	ip.frag = be16(IP_DF);
-	ip.check = ip_csum_update(&old, &ip);
-	__builtin_memcpy(&h->inner, &ip, sizeof(ip));
-	/* The header's sum stays the same, and with it the outer UDP checksum. */
-	xm_skb_store_bytes(skb, INNER_OFF + ETH_HLEN, &ip, sizeof(ip), 0);
+	return ip_whole(&ip) ? decode(skb, conf, &ip) : ACT_UNSPEC;
 }
 
 /* Sender: a packet of the vxlan driver leaves. An action, or 0 if it is none of our links'. */
-static __always_inline int announce(struct __sk_buff *skb, struct conf *conf, __be32 src,
-				    __be32 dst, __u8 tos)
+static __always_inline int announce(struct __sk_buff *skb, struct conf *conf, addr_t src,
+				    addr_t dst, __u8 tos)
 {
 	struct scratch *scratch;
 	struct pair_key tk = { .local = src, .peer = dst };
@@ -334,16 +326,16 @@ static __always_inline int announce(struct __sk_buff *skb, struct conf *conf, __
 	__u64 now, *told;
 	__u32 idx;
 
-	if (xm_skb_load_bytes(skb, ETH_HLEN, &h, sizeof(h)) || !(h.vxlan[0] & VXLAN_FLAG_I))
+	if (load_headers(skb, &h) || !(h.vxlan[0] & VXLAN_FLAG_I))
 		return 0;
 	idx = link_by_vni(src, vxlan_vni(h.vxlan));
 	link = link_at(idx);
 	if (!idx || !link || h.udp.dst != link->port)
 		return 0;
-	keep_df(skb, &h);
+	ip_let_split_end(skb, INNER_OFF, &h.inner);
 	if (!(link->flags & LINK_UP))
 		return 0;
-	if (set_dscp(skb, tos, conf->mark))
+	if (ip_set_dscp(skb, tos, conf->mark))
 		return 0;
 	count(idx, C_ANNOUNCED);
 
@@ -360,8 +352,7 @@ static __always_inline int announce(struct __sk_buff *skb, struct conf *conf, __
 	if (h.eth.proto == be16(ETHERTYPE_LOCAL)) {
 		__u64 tag;
 
-		__builtin_memcpy(&tag, &h.inner, sizeof(tag));
-		if (tag == conf->tag)
+		if (!xm_skb_load_bytes(skb, INNER_OFF, &tag, sizeof(tag)) && tag == conf->tag)
 			return ACT_SHOT; /* only asked (encode.h, ask) */
 	}
 	if (!scratch->missed_at)
@@ -374,7 +365,7 @@ static __always_inline int announce(struct __sk_buff *skb, struct conf *conf, __
 					    .tx_gen = scratch->tx_gen,
 					    .at = now };
 
-		if (e && e->peer == dst && e->local == src) {
+		if (e && addr_equal(e->peer, dst) && addr_equal(e->local, src)) {
 			e->gen = scratch->tx_gen;
 			e->vouched = now;
 		}
@@ -395,7 +386,7 @@ static __always_inline int underlay_egress(struct __sk_buff *skb)
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
 	struct conf *conf = conf_get();
 	struct ip_hdr *ip;
-	__be32 src, dst;
+	addr_t src, dst;
 	__u8 tos, dscp;
 	int empty;
 
@@ -407,22 +398,23 @@ static __always_inline int underlay_egress(struct __sk_buff *skb)
 		mark_clear(skb);
 		return ACT_UNSPEC;
 	}
-	if (skb->protocol != be16(ETHERTYPE_IPV4) || skb->vlan_present)
+	if (skb->protocol != be16(ETHERTYPE_IP) || skb->vlan_present)
 		return ACT_UNSPEC;
 	if (data + ETH_HLEN + IP_HDR_LEN + UDP_HDR_LEN > end) {
-		xm_skb_pull_data(skb, skb->len < 42 ? skb->len : 42);
+		__u32 len = ETH_HLEN + IP_HDR_LEN + UDP_HDR_LEN;
+
+		xm_skb_pull_data(skb, skb->len < len ? skb->len : len);
 		data = (void *)(long)skb->data;
 		end = (void *)(long)skb->data_end;
-		if (data + ETH_HLEN + IP_HDR_LEN > end) /* no memory, or no IPv4 packet */
+		if (data + ETH_HLEN + IP_HDR_LEN > end) /* no memory, or no IP packet */
 			return skb->len < ETH_HLEN + IP_HDR_LEN ? ACT_UNSPEC : ACT_SHOT;
 	}
 	ip = data + ETH_HLEN;
-	tos = ip->tos;
-	empty = ip->len == be16(IP_HDR_LEN);
+	tos = ip_tos(ip);
+	empty = ip_len(ip) == IP_HDR_LEN;
 	src = ip->src;
 	dst = ip->dst;
-	if (ip->proto == IPPROTO_UDP && ip->ver_ihl == 0x45 && !(ip->frag & be16(0x1fff)) &&
-	    !skb->ingress_ifindex) {
+	if (ip->proto == IPPROTO_UDP && ip_begins(ip) && !skb->ingress_ifindex) {
 		struct udp_hdr *udp = data + ETH_HLEN + IP_HDR_LEN;
 		struct vtep *vtep;
 
@@ -447,7 +439,7 @@ static __always_inline int underlay_egress(struct __sk_buff *skb)
 	/* Between two of our underlays, as a router: that is other hosts' business. */
 	if (skb->ingress_ifindex && underlay_get(skb->ingress_ifindex) && !vtep_get(src))
 		return ACT_UNSPEC;
-	if (set_dscp(skb, tos, 0)) {
+	if (ip_set_dscp(skb, tos, 0)) {
 		count(0, C_ERROR);
 		return ACT_SHOT;
 	}

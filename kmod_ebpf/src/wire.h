@@ -6,7 +6,7 @@
 #ifndef XMASQ_WIRE_H
 #define XMASQ_WIRE_H
 
-#include "defs.h"
+#include "family.h"
 
 #define XM_VERSION 1
 
@@ -44,8 +44,8 @@ struct ctl {
 	__be32 vni;
 	__u8 smac[ETH_ALEN];
 	__u8 dmac[ETH_ALEN];
-	__be32 sip;
-	__be32 dip;
+	addr_t sip;
+	addr_t dip;
 	__u8 dscp;
 	__u8 variant;
 	__be16 reserved;
@@ -63,14 +63,9 @@ struct ctl_frame {
 	struct ctl ctl;
 };
 
-/* Pushed in front of a fallback packet to make room for a control packet. A checksum that a
- * device is still to write into the old packet then lies behind all that matters. */
-#define CTL_HEADROOM 112
-#define CTL_HEADROOM_MIN 16
-/* How much of the old packet must stay: up to the end of an inner TCP checksum. */
-#define CTL_TAIL 102
-
-_Static_assert(sizeof(struct ctl) == 64, "control payload is 64 bytes");
+_Static_assert(sizeof(struct ctl) == 56 + 2 * sizeof(addr_t), "no gap");
+_Static_assert(sizeof(struct ctl) + sizeof(addr_t) * 2 == 8 * CTL_AUTH_WORDS + 8,
+	       "the authenticator covers whole words");
 _Static_assert(__builtin_offsetof(struct ctl_frame, ctl) == IP_HDR_LEN + UDP_HDR_LEN, "no gap");
 _Static_assert(ETH_HLEN + sizeof(struct ctl_frame) <= CTL_HEADROOM, "control packet fits");
 

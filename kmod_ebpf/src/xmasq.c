@@ -16,7 +16,7 @@ BPF_TABLE("array", u32, struct pool, pool, 1);
 BPF_TABLE("array", u32, struct link, links, MAX_LINKS);
 BPF_TABLE("hash", u32, u32, link_ids, MAX_LINKS);
 BPF_TABLE("hash", struct vni_key, u32, vnis, MAX_LINKS);
-BPF_TABLE("hash", u32, struct vtep, vteps, MAX_LINKS);
+BPF_TABLE("hash", addr_t, struct vtep, vteps, MAX_LINKS);
 BPF_TABLE("hash", u32, struct underlay, underlays, MAX_LINKS);
 BPF_TABLE("array", u32, struct pair, pairs, MAX_PAIRS);
 BPF_TABLE("hash", struct pair_key, u32, pair_ids, MAX_PAIRS);
@@ -64,7 +64,7 @@ static __always_inline __u32 *vni_id(struct vni_key *k)
 	return vnis.lookup(k);
 }
 
-static __always_inline struct vtep *vtep_get(__be32 addr)
+static __always_inline struct vtep *vtep_get(addr_t addr)
 {
 	return vteps.lookup(&addr);
 }
@@ -307,7 +307,7 @@ int xmasq_flush(struct __sk_buff *skb)
 	if (s->seal == r.seal && s->valid) {
 		s->valid = 0;
 		s->offered = 0;
-		s->seal = seal_words((__u64 *)s);
+		s->seal = seal_slot(s);
 		done = 1;
 	}
 	xm_spin_unlock(&p->lock);

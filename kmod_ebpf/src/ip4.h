@@ -1,0 +1,286 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * IPv4 headers: which packets may be encoded, where MARK and key are, and what encode, decode and
+ * the negotiation write. ip6.h has the same functions.
+ */
+#ifndef XMASQ_IP4_H
+#define XMASQ_IP4_H
+
+#include "csum.h"
+#include "state.h"
+#include "wire.h"
+
+/* Bytes of the packet, its header included. */
+static __always_inline __u32 ip_len(const struct ip_hdr *ip)
+{
+	return be16(ip->len);
+}
+
+static __always_inline __u8 ip_tos(const struct ip_hdr *ip)
+{
+	return ip->tos;
+}
+
+/* Not a fragment, and none can be made of it. */
+static __always_inline int ip_whole(const struct ip_hdr *ip)
+{
+	return ip->frag == be16(IP_DF);
+}
+
+/* Does what follows this header begin with the payload's own header? */
+static __always_inline int ip_begins(const struct ip_hdr *ip)
+{
+	return ip->ver_ihl == 0x45 && !(ip->frag & be16(0x1fff));
+}
+
+/* The checksum after old became new; the two differ in any field but the checksum. */
+static __always_inline __sum16 ip_csum_update(const struct ip_hdr *old, const struct ip_hdr *new)
+{
+	const __u16 *o = (const __u16 *)old, *n = (const __u16 *)new;
+	__u64 sum = (__u16)~old->check;
+
+	sum += (__u16)~o[0] + n[0];
+	sum += (__u16)~o[2] + n[2];
+	sum += (__u16)~o[3] + n[3];
+	sum += addr_sum_not(old->src, old->dst);
+	sum += addr_sum(new->src, new->dst);
+	return csum_fold(sum);
+}
+
+static __always_inline __sum16 ip_csum(const struct ip_hdr *ip)
+{
+	const __u16 *w = (const __u16 *)ip;
+	__u64 sum = 0;
+
+#pragma unroll
+	for (int i = 0; i < IP_HDR_LEN / 2; i++)
+		if (i != 5)
+			sum += w[i];
+	return csum_fold(sum);
+}
+
+/*
+ * Is this the header of a packet that is ours by its DSCP? The checksum as ip_rcv sees it: right,
+ * with either form of zero. A damaged header is the stack's to drop: its ID may be another flow's
+ * key.
+ */
+static __always_inline int ip_sane(const struct ip_hdr *ip)
+{
+	__u16 diff = ip_csum(ip) - ip->check;
+
+	return ip->ver_ihl == 0x45 && (!diff || (diff == 1 && ip->check == 0xffff));
+}
+
+/* Is the first byte of the payload needed to tell whether a packet may be encoded? */
+static __always_inline int ip_needs_first(const struct ip_hdr *ip)
+{
+	return 0;
+}
+
+/*
+ * 0, or the counter of the reason why a packet with this header always takes the fallback.
+ * Sets the flow's variant. first: the first byte behind the header, if that is needed.
+ */
+static __always_inline int ip_reason(const struct ip_hdr *ip, __u8 dmac0, __u8 first, __u8 *variant)
+{
+	*variant = 0;
+	if (ip->ver_ihl != 0x45)
+		return C_FB_OPTIONS;
+	if (ip->frag != be16(IP_DF)) {
+		if (ip->frag)
+			return C_FB_FRAGMENT;
+		if (be16(ip->len) > XM_NODF_MAX)
+			return C_FB_DF_CLEAR;
+		*variant = XM_VAR_NODF;
+	}
+	if (be16(ip->len) <= IP_HDR_LEN)
+		return C_FB_LENGTH; /* an empty bounced packet takes a key back */
+	/*
+	 * Within tunnels GRO looks at the innermost IDs only, so it could join packets with
+	 * different keys.
+	 */
+	if (ip->proto == IPPROTO_IPIP || ip->proto == IPPROTO_IPV6 || ip->proto == IPPROTO_GRE)
+		return C_FB_TUNNEL_PROTO;
+	if (ip->ttl < XM_MIN_TTL)
+		return C_FB_TTL;
+	if (dmac0 & 1)
+		return C_FB_MULTICAST;
+	return 0;
+}
+
+/*
+ * May so many segments leave? One less than there is room for, so that no train of segments ends
+ * right before another key's: receivers' GRO joins TCP packets with consecutive IDs.
+ */
+static __always_inline int segments_ok(const struct conf *conf, __u32 segs)
+{
+	return segs < 1U << (conf->seg_bits & 15);
+}
+
+static __always_inline __u32 key_bits(const struct conf *conf)
+{
+	return 16 - (conf->seg_bits & 15) + (conf->xbits & 3);
+}
+
+static __always_inline __u32 key_make(__u32 index)
+{
+	return index;
+}
+
+static __always_inline __be16 key_wire_id(const struct conf *conf, __u32 key)
+{
+	return be16((__u16)(key << (conf->seg_bits & 15)));
+}
+
+/* base: conf.mark or conf.bounce. */
+static __always_inline __u8 key_wire_dscp(const struct conf *conf, __u8 base, __u32 key)
+{
+	return base + ((key >> (16 - (conf->seg_bits & 15))) << 3);
+}
+
+static __always_inline __u32 wire_key(const struct conf *conf, __u8 base, const struct ip_hdr *ip)
+{
+	__u32 bits = conf->seg_bits & 15;
+	__u32 high = (__u8)((ip->tos >> 2) - base) >> 3;
+
+	return (high << (16 - bits)) | (be16(ip->id) >> bits);
+}
+
+/* Encode: the container's header becomes the one on the wire. */
+static __always_inline void ip_encode(struct ip_hdr *new, const struct ip_hdr *old,
+				      const struct entry *e)
+{
+	*new = *old;
+	new->tos = e->wire_tos | (old->tos & 3);
+	new->id = e->wire_id;
+	new->frag = be16(IP_DF);
+	new->src = e->local;
+	new->dst = e->peer;
+	new->check = ip_csum_update(old, new);
+}
+
+/* Decode: the header on the wire becomes the container's. */
+static __always_inline void ip_decode(struct ip_hdr *ip, const struct ip_hdr *wire, addr_t sip,
+				      addr_t dip, __u8 dscp, __u8 variant)
+{
+	*ip = *wire;
+	ip->tos = (dscp << 2) | (ip->tos & 3);
+	ip->id = 0;
+	ip->src = sip;
+	ip->dst = dip;
+	if (variant & XM_VAR_NODF) {
+		ip->frag = 0;
+		ip->id = (__u16)xm_random(); /* it may be fragmented further on */
+	}
+	ip->check = ip_csum_update(wire, ip);
+}
+
+/* An encoded packet is sent back. */
+static __always_inline void ip_bounce(struct ip_hdr *ip, const struct ip_hdr *wire,
+				      const struct conf *conf)
+{
+	*ip = *wire;
+	ip->tos += (conf->bounce - conf->mark) << 2;
+	ip->src = wire->dst;
+	ip->dst = wire->src;
+	ip->check = ip_csum_update(wire, ip);
+}
+
+/* The header of a control packet of len bytes, header included; addresses are there already. */
+static __always_inline void ip_control(struct ip_hdr *ip, const struct conf *conf, __u32 key,
+				       __u32 len)
+{
+	ip->ver_ihl = 0x45;
+	ip->tos = key_wire_dscp(conf, conf->mark, key) << 2;
+	ip->len = be16(len);
+	ip->id = key_wire_id(conf, key);
+	ip->frag = be16(IP_DF);
+	ip->ttl = 64;
+	ip->proto = IPPROTO_UDP;
+	ip->check = 0;
+	ip->check = ip_csum(ip);
+}
+
+/* Did the path leave MARK and key alone? */
+static __always_inline int ip_control_ok(const struct ip_hdr *ip, const struct conf *conf,
+					 __u32 key)
+{
+	return ip->tos >> 2 == key_wire_dscp(conf, conf->mark, key) &&
+	       ip->id == key_wire_id(conf, key) && ip->frag == be16(IP_DF);
+}
+
+/* Puts a header in the place of the packet's own. */
+static __always_inline int ip_store(struct __sk_buff *skb, const struct ip_hdr *ip)
+{
+	return xm_skb_store_bytes(skb, ETH_HLEN, ip, sizeof(*ip), 0);
+}
+
+/* The same in a program that writes to packets directly. */
+static __always_inline int ip_put(struct __sk_buff *skb, const struct ip_hdr *new)
+{
+	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+	struct ip_hdr *ip = data + ETH_HLEN;
+
+	if ((void *)(ip + 1) > end)
+		return -1;
+	*ip = *new;
+	return 0;
+}
+
+/* Writes another DSCP into the packet. */
+static __always_inline int ip_set_dscp(struct __sk_buff *skb, __u8 tos, __u8 dscp)
+{
+	__u8 new_tos = (dscp << 2) | (tos & 3);
+
+	if (new_tos == tos)
+		return 0;
+	if (xm_l3_csum_replace(skb, ETH_HLEN + 10, be16(tos), be16(new_tos), 2))
+		return -1;
+	return xm_skb_store_bytes(skb, ETH_HLEN + 1, &new_tos, 1, 0);
+}
+
+/*
+ * Lets a packet that does not fit the underlay with the tunnel header on pass the vxlan driver:
+ * with the header's reserved bit set, the driver fragments it outside (encode.h, pass_driver).
+ */
+static __always_inline void ip_let_split(struct __sk_buff *skb, const struct ip_hdr *old)
+{
+	struct ip_hdr ip = *old;
+
+	ip.frag |= be16(IP_RESERVED);
+	ip.check = ip_csum_update(old, &ip);
+	ip_store(skb, &ip);
+}
+
+/* Takes that off again, from a packet within a tunnel packet. off: where it begins. */
+static __always_inline void ip_let_split_end(struct __sk_buff *skb, __u32 off, struct ip_hdr *inner)
+{
+	struct ip_hdr old = *inner;
+
+	if (inner->ver_ihl != 0x45 || inner->frag != be16(IP_DF | IP_RESERVED))
+		return;
+	inner->frag = be16(IP_DF);
+	inner->check = ip_csum_update(&old, inner);
+	/* The header's sum stays the same, and with it the outer UDP checksum. */
+	xm_skb_store_bytes(skb, off, inner, sizeof(*inner), 0);
+}
+
+/* Asks the routing table; 0 if it could tell the next hop, which is then in fib. */
+static __always_inline int ip_fib(struct __sk_buff *skb, struct bpf_fib_lookup *fib, addr_t src,
+				  addr_t dst, addr_t *nexthop)
+{
+	int ret;
+
+	fib->family = XM_AF;
+	fib->ipv4_src = src;
+	fib->ipv4_dst = dst;
+	fib->tot_len = 1;
+	ret = xm_fib_lookup(skb, fib, sizeof(*fib), FIB_LOOKUP_OUTPUT);
+	*nexthop = fib->ipv4_dst;
+	if ((ret != BPF_FIB_LKUP_RET_SUCCESS && ret != BPF_FIB_LKUP_RET_NO_NEIGH) ||
+	    fib->family != XM_AF)
+		return -1;
+	return 0;
+}
+
+#endif
