@@ -58,6 +58,40 @@ def test_overlay_carries_traffic(pair, make, kind, mtu):
     assert a.iperf3(b, size=1 << 20)["end"]["sum_sent"]["bytes"] >= 1 << 20
 
 
+@pytest.mark.parametrize("make", [routed_overlay, bridged_overlay])
+@pytest.mark.parametrize(
+    ("kind", "inner", "mtu"), [("vxlan", 6, 1430), ("vxlan", 4, 1430), ("native", 6, 1500)]
+)
+def test_an_ipv6_underlay_carries_traffic(lab, make, kind, inner, mtu):
+    overlay = make(lab.hosts(2, family=6), kind, inner=inner)
+    a, b = overlay.containers
+    header = 48 if inner == 6 else 28
+    assert a.ping(b, count=3, size=mtu - header, df=True).received == 3
+    assert a.ping(b, count=1, size=mtu - header + 1, df=True, wait=0.2).received == 0
+    assert tcp_transfer(a, b, 1_000_000).size == 1_000_000
+    assert udp_echo(b, a, count=50).lost == 0
+
+
+def test_both_families_on_the_same_hosts(lab):
+    hosts = lab.hosts(2, ipv6=True)
+    old = routed_overlay(hosts, "vxlan")
+    new = bridged_overlay(hosts, "vxlan", family=6, inner=6, vni=43, link="xm1")
+    for overlay in (old, new):
+        a, b = overlay.containers
+        assert a.ping(b).received == 3
+
+
+def test_an_ipv6_container_moves_and_announces_itself(lab):
+    hosts = lab.hosts(2, family=6)
+    overlay = bridged_overlay(hosts, "vxlan")
+    here, there = overlay.containers
+    assert here.ping(there).received == 3
+    overlay.remove_container(there)
+    moved = overlay.add_container(hosts[0], ip=there.address, mac="02:01:00:00:00:99")
+    moved.announce()
+    assert here.ping(moved).received == 3
+
+
 def test_three_hosts_with_two_containers_each(lab):
     overlay = bridged_overlay(lab.hosts(3), "vxlan", containers=2)
     assert len({container.address for container in overlay.containers}) == 6

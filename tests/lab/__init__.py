@@ -16,7 +16,7 @@ is the place for faults, see :class:`Fabric`. Everything vanishes at the end of 
 from .core import Lab
 from .fabric import Capture, Fabric, Port, Rule
 from .namespace import Namespace, PingResult
-from .nodes import Container, Host
+from .nodes import Container, Family, Host
 from .overlay import Overlay, bridged_overlay, routed_overlay, xmasq, xmasq_json
 from .process import ROOT, LabError
 from .traffic import EchoResult, TransferResult, UdpService, tcp_transfer, udp_echo
@@ -27,6 +27,7 @@ __all__ = [
     "Container",
     "EchoResult",
     "Fabric",
+    "Family",
     "Host",
     "Lab",
     "LabError",

@@ -23,7 +23,7 @@ from xmasq_link._netns import cookie
 
 from . import process
 from .fabric import Fabric
-from .nodes import Host
+from .nodes import Family, Host
 from .process import LabError
 
 _NETNS = Path("/run/netns")
@@ -157,13 +157,18 @@ class Lab:
             self._fabric = Fabric(self)
         return self._fabric
 
-    def host(self, *, mtu: int | None = None, ipv6: bool = False) -> Host:
-        """A new host with the next free number, joined to the fabric. ``mtu``: its underlay's."""
-        return Host(self, next(self._numbers), mtu=mtu or self.mtu, ipv6=ipv6)
+    def host(self, *, mtu: int | None = None, ipv6: bool = False, family: Family = 4) -> Host:
+        """A new host with the next free number, joined to the fabric. ``mtu``: its underlay's.
 
-    def hosts(self, count: int, *, mtu: int | None = None, ipv6: bool = False) -> list[Host]:
+        With ``ipv6`` it has both families; ``family`` says which one its ``address`` is of.
+        """
+        return Host(self, next(self._numbers), mtu=mtu or self.mtu, ipv6=ipv6, family=family)
+
+    def hosts(
+        self, count: int, *, mtu: int | None = None, ipv6: bool = False, family: Family = 4
+    ) -> list[Host]:
         """``count`` new hosts."""
-        return [self.host(mtu=mtu, ipv6=ipv6) for _ in range(count)]
+        return [self.host(mtu=mtu, ipv6=ipv6, family=family) for _ in range(count)]
 
 
 @contextlib.contextmanager

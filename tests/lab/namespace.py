@@ -62,6 +62,11 @@ class Namespace:
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name} {self.address}>"
 
+    @property
+    def family(self) -> socket.AddressFamily:
+        """That of ``address``."""
+        return socket.AF_INET6 if ":" in self.address else socket.AF_INET
+
     # Commands
 
     def _enter(self, cmd: Command) -> list[str]:
@@ -128,10 +133,13 @@ class Namespace:
         return outcome[0]
 
     def socket(
-        self, family: int = socket.AF_INET, kind: int = socket.SOCK_DGRAM, proto: int = 0
+        self, family: int | None = None, kind: int = socket.SOCK_DGRAM, proto: int = 0
     ) -> socket.socket:
-        """A socket inside, for use by this process. It keeps the namespace alive until it is closed."""
-        return self.inside(lambda: socket.socket(family, kind, proto))
+        """A socket inside, for use by this process. It keeps the namespace alive until it is closed.
+
+        ``family`` is by default that of ``address``.
+        """
+        return self.inside(lambda: socket.socket(self.family if family is None else family, kind, proto))
 
     def sysctl(self, values: dict[str, str | int]) -> None:
         """Sets sysctls, named with slashes below ``net``: ``{"ipv4/ip_forward": 1}``."""

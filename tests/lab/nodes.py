@@ -16,38 +16,53 @@ if TYPE_CHECKING:
 
 #: The containers' default gateway in the routed set-up: the host's end of their veth, on every host.
 GATEWAY = "169.254.1.1"
+GATEWAY6 = "fe80::1"
+
+#: Of an underlay, or of what is inside.
+Family = Literal[4, 6]
 
 ETH_P_IP = 0x0800
 ETH_P_ARP = 0x0806
 
 _NO_IPV6: dict[str, str | int] = {"ipv6/conf/all/disable_ipv6": 1, "ipv6/conf/default/disable_ipv6": 1}
+#: Addresses are good at once, and nobody asks for routers.
+_IPV6: dict[str, str | int] = {
+    f"ipv6/conf/{which}/{name}": 0 for which in ("all", "default") for name in ("accept_dad", "accept_ra")
+}
 
 
 class Host(Namespace):
     """A host: forwards packets, and has ``eth0`` on the fabric with 192.0.2.<number>/24.
 
     ``number`` counts from 1. ``address`` is the underlay address, a VTEP address for a tunnel.
-    With ``ipv6`` it also has 2001:db8::<number>/64.
+    With ``ipv6`` it also has 2001:db8::<number>/64, and that is ``address`` if ``family`` is 6.
     """
 
-    def __init__(self, lab: Lab, number: int, *, mtu: int = 1500, ipv6: bool = False) -> None:
+    def __init__(
+        self, lab: Lab, number: int, *, mtu: int = 1500, ipv6: bool = False, family: Family = 4
+    ) -> None:
         if not 1 <= number <= 254:
             raise LabError(f"host number {number}: 1 to 254 are allowed")
         super().__init__(lab, f"h{number}")
         self.number = number
         self.mtu = mtu
-        self.address = f"192.0.2.{number}"
+        ipv6 = ipv6 or family == 6
+        #: By family; a VTEP address may be either.
+        self.addresses: dict[int, str] = {4: f"192.0.2.{number}"}
+        if ipv6:
+            self.addresses[6] = f"2001:db8::{number:x}"
+        self.address = self.addresses[family]
         self.containers: dict[str, Container] = {}
         values: dict[str, str | int] = {
             "ipv4/ip_forward": 1,
             "ipv4/conf/all/rp_filter": 0,
             "ipv4/conf/default/rp_filter": 0,
         }
-        self.sysctl(values | ({"ipv6/conf/all/forwarding": 1} if ipv6 else _NO_IPV6))
+        self.sysctl(values | ({"ipv6/conf/all/forwarding": 1, **_IPV6} if ipv6 else _NO_IPV6))
         self.ports: list[Port] = []
-        self.plug("eth0", f"{self.address}/24")
+        self.plug("eth0", f"{self.addresses[4]}/24")
         if ipv6:
-            self.ip(f"addr add 2001:db8::{number:x}/64 dev eth0 nodad")
+            self.ip(f"addr add {self.addresses[6]}/64 dev eth0 nodad")
 
     def plug(self, ifname: str, address: str = "", *, mtu: int | None = None) -> Port:
         """Joins a new interface to the fabric: a second NIC, or a bare one without ``address``."""
@@ -104,7 +119,7 @@ class Host(Namespace):
         mtu: int | None = None,
         mac: str = "",
     ) -> Container:
-        """A container with the address ``ip`` on ``eth0``.
+        """A container with the address ``ip`` on ``eth0``, of either family.
 
         ``routed``: the host has a route to the address alone, the container a default route to the
         host. ``bridged``: the host's end of the veth is a port of ``bridge``, which must exist, and
@@ -125,9 +140,14 @@ class Host(Namespace):
             lines += [f"link set {veth} master {bridge}", f"link set {veth} up"]
             inside = [f"addr add {ip}/{prefixlen} dev eth0"]
             routes = []
+        elif ":" in ip:
+            lines += [f"addr add {GATEWAY6}/64 dev {veth} nodad", f"link set {veth} up"]
+            lines += [f"route add {ip}/128 dev {veth}"]
+            inside = [f"addr add {ip}/128 dev eth0"]
+            routes = [f"route add ::/0 via {GATEWAY6} dev eth0"]
         else:
             lines += [f"addr add {GATEWAY}/32 dev {veth}", f"link set {veth} up"]
-            lines += [f"route add {ip}/32 dev {veth} src {self.address}"]
+            lines += [f"route add {ip}/32 dev {veth} src {self.addresses[4]}"]
             inside = [f"addr add {ip}/32 dev eth0"]
             routes = [f"route add default via {GATEWAY} dev eth0 onlink"]
         self.ip(*lines)
@@ -152,12 +172,24 @@ class Container(Namespace):
         self.short = name
         self.veth = f"v-{name}"
         self.address = ip
-        self.sysctl({**_NO_IPV6, "ipv4/conf/all/rp_filter": 0, "ipv4/conf/default/rp_filter": 0})
+        ipv6 = _IPV6 if ":" in ip else _NO_IPV6
+        self.sysctl({**ipv6, "ipv4/conf/all/rp_filter": 0, "ipv4/conf/default/rp_filter": 0})
 
     def announce(self) -> None:
-        """Broadcasts a gratuitous ARP request, as CNI plugins do for a new or moved container."""
+        """Broadcasts a gratuitous ARP request, as CNI plugins do for a new or moved container.
+
+        For an IPv6 address, an unsolicited neighbour advertisement to all nodes (RFC 4861, 7.2.6).
+        """
         link = self.ip_json("link show eth0")[0]
         mac = bytes.fromhex(link["address"].replace(":", ""))
+        if self.family == socket.AF_INET6:
+            advert = struct.pack("!BBHI", 136, 0, 0, 0x20000000) + socket.inet_pton(
+                socket.AF_INET6, self.address
+            )
+            with self.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6) as raw:
+                raw.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, 255)
+                raw.sendto(advert + b"\2\1" + mac, ("ff02::1", 0, 0, link["ifindex"]))
+            return
         ip = socket.inet_aton(self.address)
         broadcast = b"\xff" * 6
         arp = struct.pack("!HHBBH6s4s6s4s", 1, ETH_P_IP, 6, 4, 1, mac, ip, bytes(6), ip)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import itertools
 import json
 import sys
@@ -11,13 +12,13 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from . import process
-from .nodes import Container, Host
+from .nodes import Container, Family, Host
 from .process import LabError
 
 Kind = Literal["xmasq", "vxlan", "native"]
 
-#: What VXLAN adds to an IPv4 packet: outer IPv4, UDP, VXLAN and the inner Ethernet header.
-VXLAN_OVERHEAD = 50
+#: What VXLAN adds to a packet: outer IPv4 or IPv6, UDP, VXLAN and the inner Ethernet header.
+VXLAN_OVERHEAD: dict[int, int] = {4: 50, 6: 70}
 
 
 @dataclass
@@ -25,7 +26,8 @@ class Overlay:
     """One container network. Hosts that it did not know at first can not be added later.
 
     ``kinds`` has one entry per host: a plain VXLAN host among xmasq ones is possible. ``link`` and
-    ``bridge`` are the names of the interfaces on each host, ``mtu`` is the containers'.
+    ``bridge`` are the names of the interfaces on each host, ``mtu`` is the containers'. ``family`` is
+    that of the VTEP addresses, ``inner`` that of the containers'.
     """
 
     hosts: list[Host]
@@ -36,6 +38,8 @@ class Overlay:
     link: str
     bridge: str
     wide: bool
+    family: Family
+    inner: Family
     mtu: int
     containers: list[Container] = field(default_factory=list)
     _numbers: dict[str, itertools.count[int]] = field(default_factory=dict)
@@ -45,17 +49,26 @@ class Overlay:
         return (f"10.244.{host.number}", 0) if self.wide else ("198.51.100", 16 * host.number)
 
     def subnet(self, host: Host) -> str:
-        """The container subnet of a host: 198.51.100.<16n>/28, or 10.244.<n>.0/24 when ``wide``."""
+        """The container subnet of a host: 198.51.100.<16n>/28, or 10.244.<n>.0/24 when ``wide``.
+
+        IPv6: 2001:db8:64:<n>::/64.
+        """
+        if self.inner == 6:
+            return f"2001:db8:64:{host.number:x}::/64"
         net, first = self.base(host)
         return f"{net}.{first}/{24 if self.wide else 28}"
 
     def link_address(self, host: Host) -> str:
         """The address of the link itself in the routed set-up: the subnet's first, as flannel has it."""
+        if self.inner == 6:
+            return f"2001:db8:64:{host.number:x}::1"
         net, first = self.base(host)
         return f"{net}.{first}"
 
     def container_address(self, host: Host, number: int) -> str:
         """The address of a host's container ``number``, which counts from 1."""
+        if self.inner == 6:
+            return f"2001:db8:64:{host.number:x}::{1 + number:x}"
         net, first = self.base(host)
         room = 253 if self.wide else 13
         if not 1 <= number <= room:
@@ -75,12 +88,14 @@ class Overlay:
         """
         numbers = self._numbers.setdefault(host.name, itertools.count(1))
         ip = ip or self.container_address(host, next(numbers))
-        octets = bytes(int(octet) for octet in ip.split("."))
+        raw = ipaddress.ip_address(ip).packed
+        octets = raw if len(raw) == 4 else raw[5:8:2] + raw[14:]
+        label = str(raw[3]) if len(raw) == 4 else f"{raw[7]:x}-{raw[15]:x}"
         container = host.add_container(
-            name or f"{self.link}-{octets[3]}",
+            name or f"{self.link}-{label}",
             ip,
             mode=self.mode,
-            prefixlen=16 if self.wide else 24,
+            prefixlen=48 if self.inner == 6 else 16 if self.wide else 24,
             bridge=self.bridge,
             mtu=self.mtu,
             mac=mac or f"02:01:{octets.hex(':')}",
@@ -104,21 +119,31 @@ def routed_overlay(
     link: str = "xm0",
     dstport: int = 4789,
     options: Sequence[str] = (),
+    family: Family | None = None,
+    inner: Family | None = None,
 ) -> Overlay:
     """A routed container network as flannel makes it, with ``containers`` on each host.
 
     For each other host, a host has a permanent neighbour, an FDB entry and an onlink route through
     ``link``; nothing is learned. ``native`` routes over the underlay, without a link. ``kind`` may be
-    a list with one entry per host. ``options`` are more words for an xmasq ``link add``.
+    a list with one entry per host. ``options`` are more words for an xmasq ``link add``. ``family``:
+    of the VTEP addresses, by default that of the hosts' ``address``; ``inner``: of the containers'
+    addresses, by default the same.
     """
-    overlay = _plan(hosts, kind, "routed", vni, dstport, link, "", wide)
+    overlay = _plan(hosts, kind, "routed", vni, dstport, link, "", wide, family, inner)
     for host, its_kind in zip(overlay.hosts, overlay.kinds, strict=True):
         others = [other for other in overlay.hosts if other is not host]
         if its_kind == "native":
-            host.ip(*(f"route add {overlay.subnet(other)} via {other.address}" for other in others))
+            host.ip(
+                *(
+                    f"route add {overlay.subnet(other)} via {other.addresses[overlay.inner]}"
+                    for other in others
+                )
+            )
             continue
         _make_link(overlay, host, its_kind, ["nolearning", *options])
-        lines = [f"addr add {overlay.link_address(host)}/32 dev {link}", f"link set {link} up"]
+        bits = 128 if overlay.inner == 6 else 32
+        lines = [f"addr add {overlay.link_address(host)}/{bits} dev {link}", f"link set {link} up"]
         for other in others:
             via = overlay.link_address(other)
             lines.append(f"neigh add {via} lladdr {overlay.lladdr(other)} dev {link} nud permanent")
@@ -126,7 +151,8 @@ def routed_overlay(
         host.ip(*lines)
         host.bridge(
             *(
-                f"fdb append {overlay.lladdr(other)} dev {link} dst {other.address} self permanent"
+                f"fdb append {overlay.lladdr(other)} dev {link} dst {other.addresses[overlay.family]}"
+                " self permanent"
                 for other in others
             )
         )
@@ -145,15 +171,18 @@ def bridged_overlay(
     bridge: str = "br0",
     dstport: int = 4789,
     options: Sequence[str] = (),
+    family: Family | None = None,
+    inner: Family | None = None,
 ) -> Overlay:
     """One subnet over all hosts, with ``containers`` on each.
 
     On each host the link and the containers' veths are ports of ``bridge``. The link learns, and
     floods what it does not know to every other host (all-zero FDB entries). For ``native``, a second
     interface on the fabric takes the link's place. ``kind`` may be a list with one entry per host.
-    ``options`` are more words for an xmasq ``link add``.
+    ``options`` are more words for an xmasq ``link add``. ``family`` and ``inner`` as for
+    :func:`routed_overlay`.
     """
-    overlay = _plan(hosts, kind, "bridged", vni, dstport, link, bridge, wide)
+    overlay = _plan(hosts, kind, "bridged", vni, dstport, link, bridge, wide, family, inner)
     for host, its_kind in zip(overlay.hosts, overlay.kinds, strict=True):
         if its_kind == "native":
             host.plug(link)
@@ -168,7 +197,8 @@ def bridged_overlay(
         if its_kind != "native":
             host.bridge(
                 *(
-                    f"fdb append 00:00:00:00:00:00 dev {link} dst {other.address} self permanent"
+                    f"fdb append 00:00:00:00:00:00 dev {link} dst {other.addresses[overlay.family]}"
+                    " self permanent"
                     for other in overlay.hosts
                     if other is not host
                 )
@@ -197,7 +227,11 @@ def _plan(
     link: str,
     bridge: str,
     wide: bool,
+    family: Family | None,
+    inner: Family | None,
 ) -> Overlay:
+    if family is None:
+        family = 6 if ":" in hosts[0].address else 4
     kinds: list[Any] = [kind] * len(hosts) if isinstance(kind, str) else list(kind)
     if len(kinds) != len(hosts) or not set(kinds) <= {"xmasq", "vxlan", "native"}:
         raise LabError(
@@ -205,16 +239,18 @@ def _plan(
         )
     if "native" in kinds and len(set(kinds)) > 1:
         raise LabError("kind: native can not be mixed with a tunnel")
+    if any(family not in host.addresses or (inner or family) not in host.addresses for host in hosts):
+        raise LabError("family: IPv6 needs hosts that have it, ipv6=True or family=6")
     if not wide and any(host.number > 15 for host in hosts):
         raise LabError("more than 15 hosts need wide=True")
     mtu = min(host.mtu for host in hosts)
     if "vxlan" in kinds:
-        mtu -= VXLAN_OVERHEAD
-    return Overlay(list(hosts), kinds, mode, vni, dstport, link, bridge, wide, mtu)
+        mtu -= VXLAN_OVERHEAD[family]
+    return Overlay(list(hosts), kinds, mode, vni, dstport, link, bridge, wide, family, inner or family, mtu)
 
 
 def _make_link(overlay: Overlay, host: Host, kind: Kind, options: Sequence[str]) -> None:
-    words = ["id", str(overlay.vni), "local", host.address, "dstport", str(overlay.dstport)]
+    words = ["id", str(overlay.vni), "local", host.addresses[overlay.family], "dstport", str(overlay.dstport)]
     begin = [overlay.link, "address", overlay.lladdr(host), "type"]
     if kind == "xmasq":
         xmasq(host, "link", "add", *begin, "xmasq", *words, "dev", "eth0", *options)
