@@ -34,7 +34,7 @@ class Struct(ctypes.LittleEndianStructure):
         return bytes(self)
 
 
-LINK_UP, LINK_SECRET, LINK_LEARNING = 0x01, 0x02, 0x04
+LINK_UP, LINK_SECRET, LINK_LEARNING, LINK_ATTACHED, LINK_HALF = 0x01, 0x02, 0x04, 0x08, 0x10
 VAR_NODF = 0x01
 BLOCK_KEYS, PAIR_BLOCKS = 64, 128
 

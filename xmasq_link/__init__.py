@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ._errors import InputError, XmasqError
 
 if TYPE_CHECKING:
+    from ._attach import attach_link, detach_link
     from ._flow import flows, flush, keys, peers
     from ._link import create_link, delete_link, links, set_link
     from ._model import Flow, Key, Link, Peer
@@ -25,8 +26,10 @@ __all__ = [
     "Link",
     "Peer",
     "XmasqError",
+    "attach_link",
     "create_link",
     "delete_link",
+    "detach_link",
     "flows",
     "flush",
     "keys",
@@ -37,6 +40,7 @@ __all__ = [
 ]
 
 _HOME = {
+    "_attach": ("attach_link", "detach_link"),
     "_flow": ("flows", "flush", "keys", "peers"),
     "_link": ("create_link", "delete_link", "links", "set_link"),
     "_model": ("Flow", "Key", "Link", "Peer"),

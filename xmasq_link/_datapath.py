@@ -128,6 +128,12 @@ def detach(ipr: IPRoute, f: Filter) -> None:
         )
 
 
+def _add_clsact(ipr: IPRoute, ifindex: int, undo: contextlib.ExitStack) -> None:
+    if ifindex not in clsact_devices(ipr):
+        undo.callback(_remove_clsact, ipr, ifindex)
+        ipr.tc("add", "clsact", ifindex)
+
+
 def _remove_clsact(ipr: IPRoute, ifindex: int) -> None:
     """Undoes the qdisc of a creation that failed, unless somebody uses it by now."""
     if not any(True for parent in (INGRESS, EGRESS) for _ in _raw_filters(ipr, ifindex, parent)):
@@ -228,6 +234,11 @@ class Datapath:
         dp.maps["conf"].update(u32(0), conf.raw())
         return dp
 
+    @property
+    def whole(self) -> bool:
+        """Whether all programs are there: with one that others removed, its maps went, too."""
+        return self.programs.keys() >= set(loader.PROGRAMS)
+
     def conf(self) -> m.Conf:
         """The settings."""
         raw = self.maps["conf"].lookup(u32(0))
@@ -262,15 +273,21 @@ class Datapath:
 
     def hook_underlay(self, ipr: IPRoute, ifindex: int, mtu: int, undo: contextlib.ExitStack) -> None:
         """Sees to it that an underlay device has the hooks."""
-        if ifindex not in clsact_devices(ipr):
-            undo.callback(_remove_clsact, ipr, ifindex)
-            ipr.tc("add", "clsact", ifindex)
+        _add_clsact(ipr, ifindex, undo)
         undo.callback(self.release_underlay, ipr, ifindex)
         self.maps["underlays"].update(u32(ifindex), m.Underlay(mtu=mtu).raw())
-        present = {f.name for f in filters(ipr, ifindex)}
         for parent, name in ((EGRESS, OUT), (INGRESS, IN)):
-            if name not in present:
-                attach(ipr, ifindex, parent, name, self.programs[name])
+            self._hook(ipr, ifindex, parent, name)
+
+    def _hook(self, ipr: IPRoute, ifindex: int, parent: int, name: str) -> None:
+        """Sees to it that one of our programs is on a hook, in place of one that a dead datapath left."""
+        mine = bpf.prog_info(self.programs[name]).id
+        present = [f for f in filters(ipr, ifindex) if f.name == name]
+        if all(f.prog_id != mine for f in present):
+            attach(ipr, ifindex, parent, name, self.programs[name])
+        for f in present:
+            if f.prog_id != mine:
+                detach(ipr, f)
 
     def release_underlay(self, ipr: IPRoute, ifindex: int) -> None:
         """Removes the hooks of an underlay device if no link needs them any more.
@@ -284,11 +301,17 @@ class Datapath:
             detach(ipr, f)
         self.maps["underlays"].delete(u32(ifindex))
 
-    def hook_link(self, ipr: IPRoute, ifindex: int) -> None:
+    def hook_link(self, ipr: IPRoute, ifindex: int, undo: contextlib.ExitStack) -> None:
         """Attaches encode and arrive to a link. They go with the device."""
-        ipr.tc("add", "clsact", ifindex)
-        attach(ipr, ifindex, INGRESS, ARRIVE, self.programs[ARRIVE])
-        attach(ipr, ifindex, EGRESS, ENCODE, self.programs[ENCODE])
+        _add_clsact(ipr, ifindex, undo)
+        undo.callback(self.unhook_link, ipr, ifindex)
+        self._hook(ipr, ifindex, INGRESS, ARRIVE)
+        self._hook(ipr, ifindex, EGRESS, ENCODE)
+
+    def unhook_link(self, ipr: IPRoute, ifindex: int) -> None:
+        """Removes encode and arrive from a device that stays."""
+        for f in filters(ipr, ifindex):
+            detach(ipr, f)
 
     def add_link(self, idx: int, link: m.Link, undo: contextlib.ExitStack) -> None:
         """Enters a link into the maps."""
@@ -303,7 +326,7 @@ class Datapath:
         """Removes a link from the maps. Its keys stay reserved; packets that bear them bounce."""
         link = m.Link.parse(self.maps["links"].lookup(u32(idx)) or b"")
         self.put_link(idx, m.Link(tx_gen=link.tx_gen + 1, rx_gen=link.rx_gen + 1))
-        if not link.ifindex:
+        if not link.ifindex or not self.whole:  # the tables of lost programs went with them
             return
         self.maps["link_ids"].delete(u32(link.ifindex))
         self.maps["vnis"].delete(m.VniKey(local=link.local, vni=link.vni).raw())
@@ -312,7 +335,7 @@ class Datapath:
 
     def slots(self, now: int) -> Iterator[tuple[int, int, Any]]:
         """The keys that are reserved at a boot time in ns: index of the block, index in it, slot."""
-        for idx, block in self.values("blocks"):
+        for idx, block in self.values("blocks") if "blocks" in self.maps else ():
             if block.busy_until >= now:
                 for at, slot in enumerate(block.slots):
                     if slot.until >= now:

@@ -12,7 +12,7 @@ import errno
 import ipaddress
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,6 +114,19 @@ def check_secret(secret: bytes | None) -> bytes | None:
     return secret
 
 
+def check_bits(seg_bits: int | None, key_bits: int | None) -> tuple[int | None, int | None]:
+    """Segment bits and further key bits, as far as they are given."""
+    if seg_bits is not None:
+        _in_range("segment-bits", seg_bits, 4, 8)
+    if key_bits is not None:
+        _in_range("key-bits", key_bits, 0, 3)
+    if 16 - (seg_bits or SEG_BITS) + (key_bits or 0) > KEY_BITS_MAX:
+        raise InputError(
+            "key-bits", f"{key_bits} makes keys longer than the {KEY_BITS_MAX} bits there is room for"
+        )
+    return seg_bits, key_bits
+
+
 def device_names(ipr: IPRoute) -> dict[int, str]:
     """Device names by index."""
     return {msg["index"]: msg.get_attr("IFLA_IFNAME") for msg in ipr.get_links()}
@@ -155,6 +168,12 @@ def _check_against_kernel(ipr: IPRoute, want: _Request, underlay: Any, dp: Datap
     mtu = most if want.mtu is None else _in_range("mtu", want.mtu, MTU_MIN, most, " (the underlay's MTU)")
     if _device(ipr, want.name) is not None:
         raise InputError("name", f'a device "{want.name}" exists already')
+    check_against_links(want, dp)
+    return int(mtu)
+
+
+def check_against_links(want: _Request, dp: Datapath | None) -> None:
+    """Checks what all links of a VTEP address, or of the namespace, have in common."""
     for link in dp.links().values() if dp else ():
         if bytes(link.local) != want.local.packed:
             continue
@@ -171,7 +190,6 @@ def _check_against_kernel(ipr: IPRoute, want: _Request, underlay: Any, dp: Datap
         ):
             if asked is not None and asked != have:
                 raise InputError(word, f"all links of a host have the same, and it is {have} already")
-    return int(mtu)
 
 
 def _create_device(ipr: IPRoute, want: _Request, mtu: int, vxlan: Mapping[str, Any]) -> int:
@@ -212,12 +230,49 @@ def _find(ipr: IPRoute) -> Datapath | None:
 
 
 def _reap(ipr: IPRoute, dp: Datapath) -> None:
-    """Forgets links whose devices were deleted without us."""
+    """Forgets links whose devices were deleted without us, and what a killed command left behind."""
     alive = device_names(ipr)
     for idx, link in dp.links().items():
         if link.ifindex not in alive:
             dp.drop_link(idx)
-            dp.release_underlay(ipr, link.underlay)
+        elif link.flags & m.LINK_HALF and link.flags & m.LINK_ATTACHED:
+            dp.unhook_link(ipr, link.ifindex)
+            dp.drop_link(idx)
+    for underlay, _ in list(dp.values("underlays")):
+        dp.release_underlay(ipr, underlay)
+
+
+def usable(
+    ipr: IPRoute, close: contextlib.ExitStack, first: Callable[[Datapath], None] | None = None
+) -> Datapath | None:
+    """The datapath that a further link shares, put in order; None if there is none yet.
+
+    first: gets the datapath as it was found.
+    """
+    dp = _find(ipr)
+    if dp is None:
+        return None
+    close.callback(dp.close)
+    if first is not None:
+        first(dp)
+    _reap(ipr, dp)
+    if not dp.links():
+        return None
+    return dp if dp.whole else _renew(ipr, dp, close)
+
+
+def _renew(ipr: IPRoute, dp: Datapath, close: contextlib.ExitStack) -> Datapath:
+    """A new datapath with the links of one that has lost programs because others removed a hook."""
+    conf = dp.conf()
+    new = Datapath.load(conf.seg_bits, conf.xbits)
+    close.callback(new.close)
+    devices = {msg["index"]: msg for msg in ipr.get_links()}
+    with contextlib.ExitStack() as undo:
+        for idx, link in dp.links().items():
+            if (underlay := devices.get(link.underlay)) is not None:
+                put_hooks(ipr, new, idx, link, underlay, undo)
+        undo.pop_all()
+    return new
 
 
 @contextlib.contextmanager
@@ -285,22 +340,11 @@ def create_link(
         learning,
         check_lease(lease_ms),
         check_secret(secret),
-        None if seg_bits is None else _in_range("segment-bits", seg_bits, 4, 8),
-        None if key_bits is None else _in_range("key-bits", key_bits, 0, 3),
+        *check_bits(seg_bits, key_bits),
     )
-    if 16 - (seg_bits or SEG_BITS) + (key_bits or 0) > KEY_BITS_MAX:
-        raise InputError(
-            "key-bits", f"{key_bits} makes keys longer than the {KEY_BITS_MAX} bits there is room for"
-        )
     require_root()
     with locked(), IPRoute() as ipr, contextlib.ExitStack() as close:
-        dp = _find(ipr)
-        if dp:
-            close.callback(dp.close)
-            _reap(ipr, dp)
-            if not dp.links():
-                dp.close()
-                dp = None
+        dp = usable(ipr, close)
         underlay = _underlay(ipr, want)
         mtu = _check_against_kernel(ipr, want, underlay, dp)
         if dp is None:
@@ -326,21 +370,42 @@ def _build(
     undo: contextlib.ExitStack,
 ) -> None:
     """Device, hooks and map entries, in an order in which each state on the way is harmless."""
+    idx = free_index(dp)
+    undo.callback(_remove_device, ipr, want)
+    ifindex = _create_device(ipr, want, mtu, vxlan)
+    device = ipr.link("get", index=ifindex)[0]
+    enter_link(ipr, dp, idx, want, device, underlay, 0, undo)
+
+
+def free_index(dp: Datapath) -> int:
+    """An index that no link has. Raises XmasqError."""
     used = dp.links()
     idx = next((i for i in range(1, dp.maps["links"].max_entries) if i not in used), None)
     if idx is None:
         raise XmasqError(f"there are {len(used)} xmasq links here already, and no room for more")
-    undo.callback(_remove_device, ipr, want)
-    ifindex = _create_device(ipr, want, mtu, vxlan)
-    device = ipr.link("get", index=ifindex)[0]
+    return idx
+
+
+def enter_link(
+    ipr: IPRoute,
+    dp: Datapath,
+    idx: int,
+    want: _Request,
+    device: Any,
+    underlay: Any,
+    flags: int,
+    undo: contextlib.ExitStack,
+) -> None:
+    """Makes a link of a vxlan device. flags: further LINK_ flags."""
     old = m.Link.parse(dp.maps["links"].lookup(u32(idx)) or b"")
     link = m.Link(
-        ifindex=ifindex,
+        ifindex=device["index"],
         vni=want.vni,
         local=m.Be32(*want.local.packed),
         port=m.Be16(*want.port.to_bytes(2, "big")),
         mac=m.Mac(*bytes.fromhex(device.get_attr("IFLA_ADDRESS").replace(":", ""))),
-        flags=m.LINK_UP
+        flags=flags
+        | m.LINK_UP
         | (m.LINK_LEARNING if want.learning else 0)
         | (m.LINK_SECRET if want.secret is not None else 0),
         lease_ms=want.lease_ms,
@@ -351,9 +416,20 @@ def _build(
     )
     if want.secret is not None:
         link.secret = m.Secret.from_buffer_copy(want.secret)
+    put_hooks(ipr, dp, idx, link, underlay, undo)
+
+
+def put_hooks(
+    ipr: IPRoute, dp: Datapath, idx: int, link: m.Link, underlay: Any, undo: contextlib.ExitStack
+) -> None:
+    """Enters a link into the maps, and sees to it that it has its hooks; before, its fast path is off."""
+    flags = link.flags & ~m.LINK_HALF
+    link.flags = (flags | m.LINK_HALF) & ~m.LINK_UP
     dp.hook_underlay(ipr, underlay["index"], underlay.get_attr("IFLA_MTU"), undo)
     dp.add_link(idx, link, undo)
-    dp.hook_link(ipr, ifindex)
+    dp.hook_link(ipr, link.ifindex, undo)
+    link.flags = flags
+    dp.put_link(idx, link)
 
 
 def _remove_device(ipr: IPRoute, want: _Request) -> None:
@@ -374,13 +450,12 @@ def delete_link(name: str, *, netns: Netns | None = None) -> None:
     with locked(), IPRoute() as ipr, find_links(ipr, name) as (dp, found):
         assert dp is not None  # find_links raises for a link that is not there
         ((idx, link),) = found.items()
-        now = _hold.now_ns()
-        given = [s for _, _, s in dp.slots(now) if s.ifindex == link.ifindex and s.valid > now]
-        # From here on its keys bounce, and until the hooks go nothing encoded reaches this host's sockets.
-        link.flags &= ~m.LINK_UP
-        link.rx_gen += 1
-        dp.put_link(idx, link)
-        withdraw(dp.conf(), given)
+        if link.flags & m.LINK_ATTACHED:
+            raise InputError(
+                "name",
+                f'"{name}" was attached and is not ours to delete; allowed is "xmasq detach {name}"',
+            )
+        take_keys_back(dp, idx, link)
         try:
             ipr.link("del", index=link.ifindex)
         except NetlinkError as e:
@@ -391,6 +466,18 @@ def delete_link(name: str, *, netns: Netns | None = None) -> None:
         _reap(ipr, dp)
         if not dp.links():
             _hold.removed()
+
+
+def take_keys_back(dp: Datapath, idx: int, link: m.Link) -> list[Any]:
+    """Ends the fast path of a link that is about to go; returns the keys that it had given."""
+    now = _hold.now_ns()
+    given = [s for _, _, s in dp.slots(now) if s.ifindex == link.ifindex and s.valid > now]
+    # From here on its keys bounce, and until the hooks go nothing encoded reaches this host's sockets.
+    link.flags &= ~m.LINK_UP
+    link.rx_gen += 1
+    dp.put_link(idx, link)
+    withdraw(dp.conf(), given)
+    return given
 
 
 @api
@@ -476,6 +563,7 @@ def _info(device: Any, link: m.Link, names: Mapping[int, str]) -> dict[str, Any]
         "lease": link.lease_ms / 1000,
         "fastpath": bool(link.flags & m.LINK_UP),
         "secret": bool(link.flags & m.LINK_SECRET),
+        "attached": bool(link.flags & m.LINK_ATTACHED),
     }
     info: dict[str, Any] = {
         "ifindex": device["index"],
@@ -533,6 +621,7 @@ def links(name: str | None = None, *, netns: Netns | None = None) -> list[Link]:
                     bool(device["flags"] & 1),
                     info,
                     _stats(dp, idx),
+                    data["attached"],
                 )
             )
         return result

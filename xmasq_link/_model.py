@@ -11,6 +11,7 @@ from typing import Any
 class Link:
     """An xmasq link.
 
+    attached: the device was made by others, and attach_link made a link of it.
     info: the same as a dictionary shaped like an element of `ip -j -d link show`.
     stats: counters of the datapath, by name (docs/cli.md); empty unless asked for.
     """
@@ -31,6 +32,7 @@ class Link:
     up: bool
     info: dict[str, Any] = field(repr=False)
     stats: dict[str, int] = field(default_factory=dict, repr=False)
+    attached: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,6 +38,9 @@ struct conf {
 #define LINK_UP 0x01 /* fast path on */
 #define LINK_SECRET 0x02 /* control packets carry an authenticator */
 #define LINK_LEARNING 0x04 /* the FDB learns, so a MAC seen elsewhere has moved */
+/* For the control code only: */
+#define LINK_ATTACHED 0x08 /* the device is somebody else's */
+#define LINK_HALF 0x10 /* being made or taken apart; or that was not finished */
 
 struct link {
 	__u32 ifindex;

@@ -235,6 +235,8 @@ def _type_line(link: Link, details: bool) -> str:
     words.append(f"fastpath {'on' if link.fastpath else 'off'}")
     if data.pop("secret", link.secret):
         words.append("secret")
+    if data.pop("attached", link.attached):
+        words.append("attached")
     if details:
         if data.get("ttl") == 0:
             data["ttl"] = "auto"

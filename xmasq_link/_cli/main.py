@@ -22,7 +22,7 @@ _SIGPIPE = 13
 _DEBUG = "XMASQ_DEBUG"
 
 #: Each is a module of this package; an abbreviation means the first that fits.
-OBJECTS = ("link", "flow", "key", "peer", "flush")
+OBJECTS = ("link", "flow", "key", "peer", "flush", "attach", "detach")
 #: In the order in which abbreviations are looked up, with the field of Options.
 OPTIONS = {
     "json": "json",
@@ -40,7 +40,7 @@ USAGE = """\
 Usage: xmasq [ OPTIONS ] OBJECT { COMMAND | help }
        xmasq [ -V ]
 
-where  OBJECT  := { link | flow | key | peer | flush }
+where  OBJECT  := { link | flow | key | peer | flush | attach | detach }
        OPTIONS := { -n[etns] NAME | -j[son] | -p[retty] | -s[tatistics] |
                     -d[etails] | -o[neline] }
 
@@ -49,6 +49,8 @@ where  OBJECT  := { link | flow | key | peer | flush }
   key     what this host decodes: show
   peer    the other hosts that speak xmasq: show
   flush   end flows and keys before their time
+  attach  make a link of an existing vxlan device
+  detach  make an attached link a plain vxlan device again
 
 xmasq OBJECT help says more.
 """

@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Making an xmasq link of a vxlan device that somebody else has made, and undoing that.
+
+The device itself is not changed: it gets programs on its hooks, and loses them again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import time
+from typing import Any
+
+from pyroute2 import IPRoute
+
+from kmod_ebpf import maps as m
+
+from . import _hold, _offload
+from ._datapath import ARRIVE, ENCODE, IN, OUT, Datapath, api, filters, require_root
+from ._errors import InputError
+from ._link import (
+    _device,
+    _ip,
+    _reap,
+    _Request,
+    _underlay,
+    check_against_links,
+    check_bits,
+    check_lease,
+    check_name,
+    check_secret,
+    device_names,
+    enter_link,
+    find_links,
+    free_index,
+    links,
+    take_keys_back,
+    usable,
+)
+from ._model import Link
+from ._netns import Netns, locked
+from ._withdraw import withdraw
+
+_QUIET, _PATIENCE = 0.05, 1.0  # seconds
+#: Extensions of a vxlan device whose packets an encoded packet could not stand for.
+_EXTENSIONS = {"IFLA_VXLAN_GBP": "gbp", "IFLA_VXLAN_GPE": "gpe"}
+
+
+@api
+def attach_link(
+    name: str,
+    *,
+    dev: str | None = None,
+    local: str | None = None,
+    lease_ms: int = _hold.LEASE_DEFAULT_MS,
+    secret: bytes | None = None,
+    seg_bits: int | None = None,
+    key_bits: int | None = None,
+    netns: Netns | None = None,
+) -> Link:
+    """Makes an xmasq link of an existing vxlan device, all of it or nothing. The device stays as it is.
+
+    dev: the device with the underlay hooks, by default the vxlan device's lower device, else the one
+    that owns local. local: the VTEP address, only for a device that has none of its own. The others
+    are those of create_link.
+
+    Raises InputError for a bad argument or a device that cannot be a link, XmasqError if the kernel
+    refuses.
+    """
+    check_name(name)
+    address = _ip("local", local) if local else None
+    check_lease(lease_ms)
+    check_secret(secret)
+    check_bits(seg_bits, key_bits)
+    require_root()
+    with locked(), IPRoute() as ipr, contextlib.ExitStack() as close:
+        device = _device(ipr, name)
+        if device is None:
+            raise InputError("name", f'there is no device "{name}"')
+        data = _vxlan(device)
+        want = _Request(
+            name,
+            data.get_attr("IFLA_VXLAN_ID"),
+            _local(name, data, address),
+            _lower(ipr, name, data, dev),
+            None,
+            data.get_attr("IFLA_VXLAN_PORT"),
+            None,
+            None,
+            bool(data.get_attr("IFLA_VXLAN_LEARNING")),
+            lease_ms,
+            secret,
+            seg_bits,
+            key_bits,
+        )
+        dp = usable(ipr, close, lambda found: _drop_spoilt(ipr, found, device["index"], name))
+        underlay = _underlay(ipr, want)
+        _offload.check(underlay.get_attr("IFLA_IFNAME"))
+        check_against_links(want, dp)
+        if dp is None:
+            dp = Datapath.load(seg_bits, key_bits)
+            close.callback(dp.close)
+        _hold.live(lease_ms)
+        with contextlib.ExitStack() as undo:
+            enter_link(ipr, dp, free_index(dp), want, device, underlay, m.LINK_ATTACHED, undo)
+            made = links(name)[0]
+            undo.pop_all()
+    return made
+
+
+@api
+def detach_link(name: str, *, netns: Netns | None = None) -> None:
+    """Makes an attached link a plain vxlan device again, without losing a packet.
+
+    The keys that this host has given are taken back first. The device keeps an empty clsact qdisc where
+    the kernel needed one. Raises InputError, XmasqError.
+    """
+    require_root()
+    with locked(), IPRoute() as ipr, find_links(ipr, name) as (dp, found):
+        assert dp is not None  # find_links raises for a link that is not there
+        ((idx, link),) = found.items()
+        if not link.flags & m.LINK_ATTACHED:
+            raise InputError("name", f'"{name}" was made as an xmasq link, and can only be deleted')
+        take_apart(ipr, dp, idx, link)
+        _reap(ipr, dp)
+        if not dp.links():
+            _hold.removed()
+
+
+def take_apart(ipr: IPRoute, dp: Datapath, idx: int, link: m.Link) -> None:
+    """Takes an attached link's keys back and its hooks off."""
+    link.flags |= m.LINK_HALF
+    given = take_keys_back(dp, idx, link)
+    if given and not any(o.underlay == link.underlay for i, o in dp.links().items() if i != idx):
+        _let_bounce(dp, given)
+    dp.unhook_link(ipr, link.ifindex)
+    dp.drop_link(idx)
+    dp.release_underlay(ipr, link.underlay)
+
+
+def _let_bounce(dp: Datapath, given: list[Any]) -> None:
+    """Waits until nothing encoded arrives any more: without the hooks it would be lost.
+
+    What does arrive bounces, which stops its sender as well if the message that took the key back was
+    lost. Waits for a second at most: a path that does not bring bounces back ends with the leases.
+    """
+    end = time.monotonic() + _PATIENCE
+    before = -1
+    while (now := dp.stats(0)["bounce_tx"]) != before and time.monotonic() < end:
+        if before >= 0:
+            withdraw(dp.conf(), given)
+        before = now
+        time.sleep(_QUIET)
+
+
+def _drop_spoilt(ipr: IPRoute, dp: Datapath, ifindex: int, name: str) -> None:
+    """Clears away what is left of a link if others have removed its hooks. Raises InputError if not."""
+    for idx, link in dp.links().items():
+        if link.ifindex == ifindex and not link.flags & m.LINK_HALF:
+            if whole(ipr, link):
+                raise InputError("name", f'"{name}" is an xmasq link already')
+            take_apart(ipr, dp, idx, link)
+
+
+def whole(ipr: IPRoute, link: m.Link) -> bool:
+    """Whether all hooks of a link are in place."""
+    return {ENCODE, ARRIVE} <= {f.name for f in filters(ipr, link.ifindex)} and {IN, OUT} <= {
+        f.name for f in filters(ipr, link.underlay)
+    }
+
+
+def _vxlan(device: Any) -> Any:
+    """The vxlan attributes of a device that can be a link. Raises InputError."""
+    name = device.get_attr("IFLA_IFNAME")
+    info = device.get_attr("IFLA_LINKINFO")
+    kind = info.get_attr("IFLA_INFO_KIND") if info else None
+    data = info.get_attr("IFLA_INFO_DATA") if kind == "vxlan" else None
+    if data is None:
+        raise InputError("name", f'"{name}" is no vxlan device{f" but of the type {kind}" if kind else ""}')
+    for attribute, word in _EXTENSIONS.items():
+        if data.get_attr(attribute):
+            raise InputError("name", f'"{name}" has the extension {word}, which encoded packets cannot carry')
+    if data.get_attr("IFLA_VXLAN_COLLECT_METADATA"):
+        raise InputError("name", f'"{name}" is in external mode (its VNIs come from other programs)')
+    if device.get_attr("IFLA_LINK_NETNSID") is not None:
+        raise InputError("name", f'"{name}" sends through another network namespace')
+    return data
+
+
+def _local(name: str, data: Any, given: ipaddress.IPv4Address | None) -> ipaddress.IPv4Address:
+    """The VTEP address. Raises InputError."""
+    if data.get_attr("IFLA_VXLAN_LOCAL6") or data.get_attr("IFLA_VXLAN_GROUP6"):
+        raise InputError("name", f'"{name}" has an IPv6 underlay, and this version encodes over IPv4 only')
+    own = data.get_attr("IFLA_VXLAN_LOCAL")
+    if own is None and given is None:
+        raise InputError("local", f'missing; "{name}" has no local address, so name the VTEP address')
+    if own is not None and given is not None and str(given) != own:
+        raise InputError("local", f'{given} is not the local address of "{name}", which is {own}')
+    return given or _ip("local", own)
+
+
+def _lower(ipr: IPRoute, name: str, data: Any, given: str | None) -> str | None:
+    """The name of the underlay device as far as it is known. Raises InputError."""
+    index = data.get_attr("IFLA_VXLAN_LINK")
+    lower = device_names(ipr).get(index) if index else None
+    if lower is not None and given is not None and given != lower:
+        raise InputError("dev", f'"{name}" sends through {lower}; allowed is only that one')
+    return lower or given
