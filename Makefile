@@ -8,7 +8,7 @@ JOBS ?= 2
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint soak
+.PHONY: help setup demo test lint soak bench
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,3 +30,7 @@ lint: setup ## Check style and types
 
 soak: setup ## Run the mixture of all faults for ten minutes; ARGS= goes to it
 	@$(PYTHON) -m tests.soak $(ARGS)
+
+bench: setup ## Measure speed beside plain routing and VXLAN (about ten minutes); ARGS= goes to it
+	@.ci/setup-bench
+	@$(PYTHON) -m tests.perf $(ARGS)

@@ -19,7 +19,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 MAP_CREATE, MAP_LOOKUP, MAP_UPDATE, MAP_DELETE, MAP_NEXT, PROG_LOAD = 0, 1, 2, 3, 4, 5
 PROG_TEST_RUN, PROG_FD_BY_ID, MAP_FD_BY_ID, OBJ_INFO = 10, 13, 14, 15
-BTF_LOAD, MAP_LOOKUP_BATCH = 18, 24
+BTF_LOAD, MAP_LOOKUP_BATCH, ENABLE_STATS = 18, 24, 32
 
 PROG_TYPE_SCHED_CLS = 3
 ANY, NOEXIST, EXIST = 0, 1, 2
@@ -156,6 +156,11 @@ def prog_fd(prog_id: int) -> int:
     return attr.call(PROG_FD_BY_ID, 12)
 
 
+def enable_stats() -> int:
+    """Has the kernel count time and runs of all programs until the fd that this returns is closed."""
+    return _Attr().call(ENABLE_STATS, 4)  # the 0 is BPF_STATS_RUN_TIME
+
+
 def map_fd(map_id: int) -> int:
     """A file descriptor of an existing map."""
     attr = _Attr()
@@ -173,17 +178,22 @@ def _info(fd: int, info: ctypes.Array[ctypes.c_char]) -> None:
 
 @dataclass(frozen=True)
 class ProgInfo:
-    """What the kernel tells of a program. run_ns and run_count need kernel.bpf_stats_enabled."""
+    """What the kernel tells of a program. run_ns and run_count grow while statistics are on (enable_stats).
+
+    insns: instructions as the verifier left them; jited: bytes of machine code.
+    """
 
     id: int
     name: str
     map_ids: tuple[int, ...]
     run_ns: int
     run_count: int
+    insns: int
+    jited: int
 
 
 def prog_info(fd: int) -> ProgInfo:
-    """Name, id and maps of a program (struct bpf_prog_info)."""
+    """Name, id, maps and costs of a program (struct bpf_prog_info)."""
     ids = (ctypes.c_uint32 * 64)()
     raw = bytearray(232)
     raw[52:56] = len(ids).to_bytes(4, "little")
@@ -195,7 +205,8 @@ def prog_info(fd: int) -> ProgInfo:
         return int.from_bytes(info.raw[offset : offset + size], "little")
 
     name = info.raw[64:80].split(b"\0")[0].decode()
-    return ProgInfo(word(4), name, tuple(ids[: word(52)]), word(192, 8), word(200, 8))
+    maps = tuple(ids[: word(52)])
+    return ProgInfo(word(4), name, maps, word(192, 8), word(200, 8), word(20) // 8, word(16))
 
 
 @dataclass(frozen=True)
