@@ -11,6 +11,7 @@ import ctypes
 import errno
 import os
 import platform
+import resource
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -42,6 +43,27 @@ def _call(cmd: int, attr: bytearray | ctypes.Structure) -> int:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
     return int(ret)
+
+
+def _create(attr: _Attr, cmd: int, size: int) -> int:
+    """A command that makes something. Returns its fd.
+
+    Before Linux 5.11 BPF memory counts as locked, and the usual limit of that is far below what the
+    maps take; the kernel says EPERM then. Root may raise the limit, and only there is it raised.
+    """
+    try:
+        return attr.call(cmd, size)
+    except OSError as e:
+        if e.errno != errno.EPERM:
+            raise
+        unlimited = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+        if resource.getrlimit(resource.RLIMIT_MEMLOCK) == unlimited:
+            raise
+        try:
+            resource.setrlimit(resource.RLIMIT_MEMLOCK, unlimited)
+        except (ValueError, OSError):
+            raise e from None
+        return attr.call(cmd, size)
 
 
 class _Attr:
@@ -86,7 +108,7 @@ def btf_load(blob: bytes) -> int:
     attr = _Attr()
     attr.pointer(0, blob)
     attr.put(16, len(blob))
-    return attr.call(BTF_LOAD, 28)
+    return _create(attr, BTF_LOAD, 28)
 
 
 def prog_load(name: str, insns: bytes, licence: str = "GPL") -> int:
@@ -99,7 +121,7 @@ def prog_load(name: str, insns: bytes, licence: str = "GPL") -> int:
     attr.raw[48:64] = _name(name)
     for _ in range(5):
         try:
-            return attr.call(PROG_LOAD, 120)
+            return _create(attr, PROG_LOAD, 120)
         except OSError as e:
             if e.errno in (errno.EPERM, errno.ENOSYS):
                 raise
@@ -110,7 +132,7 @@ def prog_load(name: str, insns: bytes, licence: str = "GPL") -> int:
     attr.put(28, len(log))
     attr.pointer(32, log)
     try:
-        return attr.call(PROG_LOAD, 120)
+        return _create(attr, PROG_LOAD, 120)
     except OSError as e:
         raise OSError(e.errno, log.value.decode(errors="replace") or e.strerror) from None
 
@@ -248,7 +270,7 @@ class Map:
         if btf:
             for i, value in enumerate(btf):
                 attr.put(48 + 4 * i, value)
-        return cls.from_fd(attr.call(MAP_CREATE, 72))
+        return cls.from_fd(_create(attr, MAP_CREATE, 72))
 
     @property
     def percpu(self) -> bool:

@@ -4,13 +4,16 @@
 from __future__ import annotations
 
 import base64
+import errno
 import os
+import resource
 import struct
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from kmod_ebpf import loader
+from kmod_ebpf import bpf, loader
 
 CALL, EXIT = 0x85, 0x95
 
@@ -84,3 +87,25 @@ def test_a_source_that_does_not_compile(tmp_path, monkeypatch):
     with pytest.raises(loader.CompileError, match="nonsense") as e:
         loader.compile_object(None)
     assert "\n" not in str(e.value)
+
+
+def test_the_limit_of_locked_memory_is_raised_where_the_kernel_counts(monkeypatch: Any) -> None:
+    """Before Linux 5.11 a map beyond the limit gets EPERM; a limit already gone means another reason."""
+    limits = [(65536, 65536)]
+    allowed = 1
+
+    def call(cmd: int, attr: object) -> int:
+        if limits[-1][0] == resource.RLIM_INFINITY and allowed:
+            return 77
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(bpf, "_call", call)
+    monkeypatch.setattr(resource, "getrlimit", lambda what: limits[-1])
+    monkeypatch.setattr(resource, "setrlimit", lambda what, limit: limits.append(limit))
+    assert bpf.btf_load(b"") == 77
+    assert limits[1:] == [(resource.RLIM_INFINITY, resource.RLIM_INFINITY)]
+
+    allowed = 0
+    with pytest.raises(PermissionError):
+        bpf.btf_load(b"")
+    assert len(limits) == 2

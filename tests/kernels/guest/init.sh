@@ -1,0 +1,32 @@
+#!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
+# The guest's init, with the machine's file system as root: what a booted Debian has and the tests
+# use, then the job, then off. The runner reads ttyS1: what the job prints, and no kernel messages.
+export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8
+mount -t proc proc /proc
+mount -t sysfs sys /sys
+mount -t devtmpfs dev /dev
+mkdir -p /dev/pts /dev/shm
+mount -t devpts devpts /dev/pts
+for directory in /dev/shm /run /tmp /var/tmp /var/cache/xmasq; do
+	mkdir -p "$directory"
+	mount -t tmpfs -o mode=1777 tmpfs "$directory"
+done
+chmod 755 /run /var/cache/xmasq
+mount -t bpf bpf /sys/fs/bpf
+mount -t tracefs tracefs /sys/kernel/tracing
+mount -t cgroup2 cgroup2 /sys/fs/cgroup
+mkdir -p /run/job
+mount -t 9p -o trans=virtio,version=9p2000.L,msize=512000 job /run/job
+hostname guest
+ip link set lo up
+modprobe -a vxlan sch_ingress cls_bpf act_bpf veth bridge 2>/dev/null
+
+exec </dev/null >/dev/ttyS1 2>&1
+stty -onlcr -F /dev/ttyS1
+echo "guest: $(uname -r) is up after $(cut -d. -f1 /proc/uptime) s"
+setsid bash /run/job/job.sh
+echo $? >/run/job/status
+sync
+echo o >/proc/sysrq-trigger
+sleep 60

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The initramfs: busybox, the few modules that reach the machine's file system, and guest/initramfs.sh."""
+
+from __future__ import annotations
+
+import lzma
+import shutil
+import subprocess
+from pathlib import Path
+
+from .fetch import Kernel
+from .suites import KernelsError
+
+_GUEST = Path(__file__).parent / "guest"
+_MODULES = ("virtio_pci", "9pnet_virtio", "9p", "overlay")
+
+
+def build(kernel: Kernel, directory: Path) -> Path:
+    """Makes ``initramfs`` in ``directory`` and returns its path. Raises :class:`KernelsError`."""
+    tree = directory / "initramfs.d"
+    (tree / "bin").mkdir(parents=True)
+    (tree / "modules").mkdir()
+    busybox = shutil.which("busybox")
+    if busybox is None:
+        raise KernelsError("busybox is not installed (.ci/setup kernels)")
+    shutil.copy(busybox, tree / "bin" / "busybox")
+    shutil.copy(_GUEST / "initramfs.sh", tree / "init")
+    (tree / "init").chmod(0o755)
+    order = []
+    for file in _insmod_order(kernel):
+        name = file.name.split(".ko")[0]
+        (tree / "modules" / f"{name}.ko").write_bytes(_plain(file))
+        order.append(name)
+    (tree / "modules" / "order").write_text("".join(f"{name}\n" for name in order))
+    image = directory / "initramfs"
+    names = "\0".join(str(path.relative_to(tree)) for path in sorted(tree.rglob("*")))
+    with open(image, "wb") as out:
+        subprocess.run(
+            ["cpio", "--null", "--create", "--format=newc", "--quiet"],
+            input=names.encode(),
+            stdout=out,
+            cwd=tree,
+            check=True,
+        )
+    shutil.rmtree(tree)
+    return image
+
+
+def _insmod_order(kernel: Kernel) -> list[Path]:
+    files: list[Path] = []
+    for module in _MODULES:
+        words = ["modprobe", "-d", str(kernel.root), "-S", kernel.release, "--show-depends", module]
+        done = subprocess.run(words, capture_output=True, text=True)
+        if done.returncode:
+            raise KernelsError(f"kernel {kernel.series.name}: no module {module}: {done.stderr.strip()}")
+        for line in done.stdout.splitlines():
+            words = line.split()
+            if words[0] == "insmod" and Path(words[1]) not in files:  # else it is built in
+                files.append(Path(words[1]))
+    return files
+
+
+def _plain(file: Path) -> bytes:
+    if file.suffix == ".ko":
+        return file.read_bytes()
+    if file.suffix == ".xz":
+        return lzma.decompress(file.read_bytes())
+    raise KernelsError(f"{file.name}: modules with this compression are not understood")

@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The kernels that the tests run on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Series:
+    """A kernel series: its name on the command line, and where Debian has it.
+
+    ``prefix`` is what the package's version begins with; empty means the highest of all.
+    """
+
+    name: str
+    suites: tuple[str, ...]
+    prefix: str = ""
+
+
+#: From the oldest to the newest. A suite called ``…-security`` is in the archive's security part.
+SERIES = (
+    Series("5.10", ("bullseye", "bullseye-security"), "5.10."),
+    Series("6.1", ("bookworm", "bookworm-security"), "6.1."),
+    Series("6.12", ("bookworm-backports",), "6.12."),
+    Series("newest", ("trixie-backports", "sid")),
+)
+
+#: What continuous integration runs: the oldest, and the youngest with long-term support.
+CORE = ("5.10", "6.12")
+
+
+class KernelsError(Exception):
+    """Something that the runner was asked to do did not work; the text is for the user."""
+
+
+def find(name: str) -> Series:
+    """The series called ``name``. Raises :class:`KernelsError`."""
+    for one in SERIES:
+        if one.name == name:
+            return one
+    raise KernelsError(f"kernel {name!r}: {', '.join(one.name for one in SERIES)} are allowed")
