@@ -220,6 +220,28 @@ static __always_inline __u32 on_accept(struct __sk_buff *skb, struct conf *conf,
 }
 
 /*
+ * Before 5.12 the kernel does not tell a route's MTU, only that a length exceeds it: sixteen
+ * questions find the longest that may go, bit by bit. Without branches, or the verifier looks at
+ * every sequence of answers.
+ */
+static __always_inline __u32 route_mtu(struct __sk_buff *skb, const struct entry *e)
+{
+	struct bpf_fib_lookup fib;
+	__u32 bit, too_long, mtu = 0;
+	addr_t nexthop;
+
+	for (bit = 1U << 15; bit; bit >>= 1) {
+		__builtin_memset(&fib, 0, sizeof(fib));
+		fib.ifindex = e->oif;
+		too_long = ip_fib(skb, &fib, e->local, e->peer, mtu | bit, &nexthop);
+		opaque(too_long);
+		too_long = ((too_long ^ BPF_FIB_LKUP_RET_FRAG_NEEDED) - 1) >> 31;
+		mtu |= bit & (too_long - 1);
+	}
+	return mtu;
+}
+
+/*
  * The MTU on the way to the peer, and the next hop, if the kernel tells (a host that does not
  * forward gets BPF_FIB_LKUP_RET_FWD_DISABLED).
  */
@@ -228,18 +250,24 @@ static __always_inline void entry_route(struct __sk_buff *skb, struct entry *e)
 	struct underlay *u = underlay_get(e->oif);
 	struct bpf_fib_lookup fib = {};
 	addr_t nexthop;
+	__u32 mtu;
+	int ret;
 
 	e->mtu = u && u->mtu < 65535 ? u->mtu : 65535;
 	if (!u)
 		e->mtu = 0; /* no hook there, nobody to clear our mark: never encode */
 	fib.ifindex = e->oif;
-	if (!ip_fib(skb, &fib, e->local, e->peer, &nexthop) && fib.ifindex == e->oif) {
-		e->route = 1;
-		e->nexthop = nexthop;
-		/* Since 5.12 the same field returns the route's MTU. */
-		if (fib.tot_len >= 576 && fib.tot_len < e->mtu)
-			e->mtu = fib.tot_len;
-	}
+	ret = ip_fib(skb, &fib, e->local, e->peer, 1, &nexthop);
+	if ((ret != BPF_FIB_LKUP_RET_SUCCESS && ret != BPF_FIB_LKUP_RET_NO_NEIGH) ||
+	    fib.family != XM_AF || fib.ifindex != e->oif)
+		return;
+	e->route = 1;
+	e->nexthop = nexthop;
+	mtu = fib.tot_len; /* comes back as the MTU since 5.12 */
+	if (mtu == 1)
+		mtu = route_mtu(skb, e);
+	if (mtu >= 576 && mtu < e->mtu)
+		e->mtu = mtu;
 }
 
 /* Sender of the flow: from now on it is encoded. */

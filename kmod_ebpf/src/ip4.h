@@ -265,22 +265,22 @@ static __always_inline void ip_let_split_end(struct __sk_buff *skb, __u32 off, s
 	xm_skb_store_bytes(skb, off, inner, sizeof(*inner), 0);
 }
 
-/* Asks the routing table; 0 if it could tell the next hop, which is then in fib. */
+/*
+ * Asks the routing table whether a packet of this length may go; gives back what the helper says.
+ * The next hop is good unless it is an error.
+ */
 static __always_inline int ip_fib(struct __sk_buff *skb, struct bpf_fib_lookup *fib, addr_t src,
-				  addr_t dst, addr_t *nexthop)
+				  addr_t dst, __u32 len, addr_t *nexthop)
 {
 	int ret;
 
 	fib->family = XM_AF;
 	fib->ipv4_src = src;
 	fib->ipv4_dst = dst;
-	fib->tot_len = 1;
+	fib->tot_len = len;
 	ret = xm_fib_lookup(skb, fib, sizeof(*fib), FIB_LOOKUP_OUTPUT);
 	*nexthop = fib->ipv4_dst;
-	if ((ret != BPF_FIB_LKUP_RET_SUCCESS && ret != BPF_FIB_LKUP_RET_NO_NEIGH) ||
-	    fib->family != XM_AF)
-		return -1;
-	return 0;
+	return ret;
 }
 
 #endif
