@@ -16,7 +16,7 @@ is the place for faults, see :class:`Fabric`. Everything vanishes at the end of 
 from .core import Lab
 from .fabric import Capture, Fabric, Port, Rule
 from .namespace import Namespace, PingResult
-from .nodes import Container, Family, Host
+from .nodes import Container, Family, Host, Router
 from .overlay import Overlay, bridged_overlay, routed_overlay, xmasq, xmasq_json
 from .process import ROOT, LabError
 from .traffic import EchoResult, TransferResult, UdpService, tcp_transfer, udp_echo
@@ -35,6 +35,7 @@ __all__ = [
     "Overlay",
     "PingResult",
     "Port",
+    "Router",
     "Rule",
     "TransferResult",
     "UdpService",

@@ -23,13 +23,15 @@ from xmasq_link._netns import cookie
 
 from . import process
 from .fabric import Fabric
-from .nodes import Family, Host
+from .nodes import Family, Host, Router
 from .process import LabError
 
 _NETNS = Path("/run/netns")
 #: One file per lab, locked for as long as the lab's process lives, however that ends. A lock, unlike
 #: a process id, cannot be mistaken: namespaces are removed only when their lab surely is dead.
 _LOCKS = Path("/run/xmq-lab")
+#: The two ends of the link between the routers of a row.
+ROW = {"near": "203.0.113.1", "far": "203.0.113.2"}
 _NAME = re.compile(r"xmq-\d+-\d+")
 
 
@@ -169,6 +171,21 @@ class Lab:
     ) -> list[Host]:
         """``count`` new hosts."""
         return [self.host(mtu=mtu, ipv6=ipv6, family=family) for _ in range(count)]
+
+    def row(self, near: Host, far: Host, *, mtu: int) -> tuple[Router, Router]:
+        """Puts two routers, with a link of this ``mtu`` in between, on the way from one host to the other."""
+        routers = (Router(self, 1), Router(self, 2))
+        self.fabric.part(far, "br1")
+        for router, segment, name in zip(routers, ("br0", "br1"), ("near", "far"), strict=True):
+            self.fabric.join(router, "eth0", segment=segment, mtu=self.mtu)
+            if router is routers[0]:
+                router.ip(f"link add mid mtu {mtu} type veth peer name mid mtu {mtu} netns {routers[1].name}")
+            router.ip(f"addr add {ROW[name]}/30 dev mid", "link set mid up")
+        routers[0].ip(f"route add {far.address}/32 via {ROW['far']}")
+        routers[1].ip(f"route add {near.address}/32 via {ROW['near']}")
+        near.ip(f"route add {far.address}/32 via {routers[0].address}")
+        far.ip(f"route add {near.address}/32 via {routers[1].address}")
+        return routers
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from .process import LabError
 
 if TYPE_CHECKING:
     from .core import Lab
-    from .nodes import Host
+    from .nodes import Host, Router
 
 #: As seen by the host: what it sends, what it receives, or both.
 Direction = Literal["from", "to", "both"]
@@ -67,6 +67,25 @@ class Fabric(Namespace):
         )
         self.ports.append(port)
         return port
+
+    def join(self, router: Router, ifname: str, *, segment: str = "br0", mtu: int) -> None:
+        """A veth from a segment to ``ifname`` of a router, which comes up with its address."""
+        name = f"{router.role}-{ifname}"
+        self.ip(
+            f"link add {name} mtu {mtu} type veth peer name {ifname} mtu {mtu} netns {router.name}",
+            f"link set {name} master {segment}",
+            f"link set {name} up",
+        )
+        router.ip(f"addr add {router.address}/24 dev {ifname}", f"link set {ifname} up")
+
+    def part(self, host: Host, segment: str, *, ifname: str = "eth0") -> None:
+        """Moves a host's interface to a segment of its own, which is made if need be."""
+        if segment not in (one["ifname"] for one in self.ip_json("link show type bridge")):
+            self.ip(
+                f"link add {segment} mtu {self.lab.mtu} type bridge stp_state 0 forward_delay 0",
+                f"link set {segment} up",
+            )
+        self.ip(f"link set {self.port(host, ifname).name} master {segment}")
 
     # Faults
 

@@ -163,6 +163,22 @@ class Host(Namespace):
         self.lab.remove_namespace(container.role)
 
 
+class Router(Namespace):
+    """A router of the underlay: forwards, and sends no redirects."""
+
+    def __init__(self, lab: Lab, number: int) -> None:
+        super().__init__(lab, f"r{number}")
+        self.address = f"192.0.2.{200 + number}"
+        values: dict[str, str | int] = {
+            "ipv4/ip_forward": 1,
+            "ipv4/conf/all/send_redirects": 0,
+            "ipv4/conf/default/send_redirects": 0,
+            "ipv4/icmp_ratelimit": 0,
+        }
+        self.sysctl(values | _NO_IPV6)
+        self.ip("link set lo up")
+
+
 class Container(Namespace):
     """A container on ``host``: has ``eth0`` with ``address``; ``veth`` is the host's end of it."""
 
