@@ -317,6 +317,7 @@ COUNTERS = (
     "fb_torn",
     "fb_header",
     "fb_tunnel_proto",
+    "fb_dscp",
     "announced",
     "offer_tx",
     "offer_rx",

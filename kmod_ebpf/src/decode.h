@@ -67,9 +67,12 @@ static __always_inline int decode(struct __sk_buff *skb, struct conf *conf,
 	struct pair *pair;
 	__u32 idx;
 
-	if (!key || !wire_len(skb, wire))
+	if (!wire_len(skb, wire))
 		return ACT_UNSPEC;
 	idx = pair_find(wire->dst, wire->src);
+	/* A peer sends no key 0: the path has wiped it out, and the peer shall know (stray). */
+	if (!idx && !key)
+		return ACT_UNSPEC;
 	if (!idx)
 		return bounce(skb, conf, wire);
 	pair = pair_at(idx);

@@ -205,6 +205,9 @@ static __always_inline int encode(struct __sk_buff *skb)
 	reason = ip_reason(&old, eth->dst[0], first, &f.variant);
 	if (reason)
 		goto fallback;
+	reason = C_FB_DSCP;
+	if (tos_local_use(ip_tos(&old)))
+		goto fallback;
 	len = ip_len(&old);
 	reason = C_FB_LENGTH;
 	if (ETH_HLEN + len != skb->len)

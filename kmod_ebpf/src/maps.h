@@ -282,6 +282,7 @@ enum counter {
 	C_FB_TORN,
 	C_FB_HEADER,
 	C_FB_TUNNEL_PROTO,
+	C_FB_DSCP,
 	/* negotiation */
 	C_ANNOUNCED,
 	C_OFFER_TX,

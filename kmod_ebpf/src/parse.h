@@ -18,6 +18,15 @@ static __always_inline int dscp_is(const struct conf *conf, __u8 base, __u8 dscp
 }
 
 /*
+ * A code point for local use (RFC 2474, pool 2: xxxx11), as MARK and BOUNCE are. The packet may be
+ * that of another xmasq link, nested in this one, whose keys encode would wipe out.
+ */
+static __always_inline int tos_local_use(__u8 tos)
+{
+	return (tos >> 2 & 3) == 3;
+}
+
+/*
  * Keys are counted by their index; where the header has no checksum of its own, the lowest bits of
  * a key are a check of the others. An index lies at a slot of its own (pair.h).
  */

@@ -60,7 +60,7 @@ static __always_inline int inner_flow(const struct fallback_hdr *h, __u32 ifinde
 	__builtin_memset(f, 0, sizeof(*f));
 	if (h->eth.proto != be16(ETHERTYPE_IP))
 		return -1;
-	if (ip_reason(ip, h->eth.dst[0], h->first, &f->variant))
+	if (ip_reason(ip, h->eth.dst[0], h->first, &f->variant) || tos_local_use(ip_tos(ip)))
 		return -1;
 	f->ifindex = ifindex;
 	f->sip = ip->src;

@@ -20,7 +20,6 @@ from .observe import (
     Seen,
     counter,
     flows,
-    kinds,
     meet,
     negotiate,
     seen,
@@ -51,11 +50,14 @@ def test_share_of_vxlan_in_a_tcp_transfer(lab, make, segmented):
     meet(overlay)
     with watch(overlay.hosts[0]) as capture:
         tcp_transfer(a, b, 8_000_000 if segmented else 40_000_000)
-    count = kinds(seen(capture))
-    # A packet of 1500 bytes that takes the fallback for a renewal leaves in two fragments.
-    assert set(count) - {"fragment"} == {"encoded", "fallback", "control"}
-    in_vxlan = count["fallback"] + count["fragment"]
-    assert 0 < in_vxlan < 0.01 * (in_vxlan + count["encoded"])
+    # In bytes: a buffer of 64 KB that takes the fallback for a renewal leaves in 90 fragments, and one that
+    # is encoded is a single packet here, if it is not segmented.
+    size: Counter[str] = Counter()
+    for packet in seen(capture):
+        size[packet.kind] += packet.length
+    assert set(size) - {"fragment"} == {"encoded", "fallback", "control"}
+    in_vxlan = size["fallback"] + size["fragment"]
+    assert 0 < in_vxlan < 0.01 * (in_vxlan + size["encoded"])
 
 
 def test_a_new_connection_is_encoded_from_its_fourth_packet_on(lab, make):
@@ -168,7 +170,7 @@ def test_congestion_marks_reach_the_containers(lab, make):
 
 
 def test_every_dscp_is_restored(lab, make):
-    """Also MARK and BOUNCE themselves; on the wire there is MARK alone."""
+    """Those for local use, MARK and BOUNCE among them, in VXLAN; the others with MARK alone on the wire."""
     overlay = make(lab.hosts(2))
     a, b = overlay.containers
     with Receiver(b) as receiver, a.socket() as sender:
@@ -177,7 +179,8 @@ def test_every_dscp_is_restored(lab, make):
             sender.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, dscp << 2 | ecn)
             sender.sendto(bytes([dscp]), receiver.address)
 
-        missing = set(range(64))
+        encodable = {dscp for dscp in range(64) if dscp & 3 != 3}
+        missing = set(encodable)
 
         def granted() -> bool:
             for dscp in missing:
@@ -186,16 +189,16 @@ def test_every_dscp_is_restored(lab, make):
             missing.difference_update(one.dscp for one in flows(overlay.hosts[0]))
             return not missing
 
-        until(granted, "all 64 are encoded")
+        until(granted, "all 48 are encoded")
         with watch(overlay.hosts[0], "udp") as capture:
             for dscp in range(64):
                 for ecn in (1, 0):
                     send(dscp, ecn)
                     assert receiver.receive(2) == (bytes([dscp]), dscp << 2 | ecn)
     encoded = [packet for packet in seen(capture) if packet.kind == "encoded"]
-    assert len(encoded) > 120  # but for renewals
+    assert 88 < len(encoded) <= 96  # but for renewals
     assert {packet.dscp for packet in encoded} == {MARK}
-    assert len({packet.key for packet in encoded}) >= 60
+    assert len({packet.key for packet in encoded}) >= 45
 
 
 def test_segments_made_in_software(lab, make):

@@ -207,7 +207,9 @@ def bridged_overlay(
     return overlay
 
 
-def xmasq(host: Host | None, *args: str, check: bool = True, timeout: float = 30.0) -> process.Finished:
+def xmasq(
+    host: Host | Container | None, *args: str, check: bool = True, timeout: float = 30.0
+) -> process.Finished:
     """Runs the project's own command, ``xmasq -n NETNS ARGS``; without ``host``, without ``-n``."""
     where = ["-n", host.name] if host else []
     return process.run([sys.executable, "-m", "xmasq_link", *where, *args], check=check, timeout=timeout)

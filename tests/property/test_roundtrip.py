@@ -135,8 +135,10 @@ def test_any_packet_that_can_be_encoded_is(
     segment: int,
 ) -> None:
     """And comes back although routers, congestion, segmentation and padding have been at it."""
+    if tos >> 2 & 3 == 3:
+        return  # always in the fallback, as is the next
     if protocol in (4, 41, 47) or (protocol == UDP and (len(payload) < 4 or payload[2:4] == b"\x12\xb5")):
-        return  # always in the fallback
+        return
     head = bytearray.fromhex("45000000000040004000000000000000" + "00000000")
     head[1], head[9] = tos, protocol
     head[2:4] = (20 + len(payload)).to_bytes(2, "big")

@@ -44,7 +44,7 @@ def test_every_kind_byte_for_byte(a: Node, b: Node, kind: str) -> None:
 
 
 @pytest.mark.parametrize("ecn", range(4))
-@pytest.mark.parametrize("dscp", [0, 1, 3, 7, 10, 46, 63])
+@pytest.mark.parametrize("dscp", [0, 1, 2, 4, 10, 46, 62])
 def test_ecn_stays_and_dscp_gives_way(a: Node, b: Node, dscp: int, ecn: int) -> None:
     inner = rewritten(tcp(b"x"), tos=dscp << 2 | ecn)
     key = negotiate(a, b, inner).key
