@@ -207,10 +207,21 @@ class Datapath:
         return dp
 
     @classmethod
-    def load(cls, seg_bits: int | None, key_bits: int | None) -> Datapath:
-        """Compiles if need be, and loads a datapath that nothing is attached to yet."""
+    def load(
+        cls,
+        seg_bits: int | None = None,
+        key_bits: int | None = None,
+        mark: int | None = None,
+        bounce: int | None = None,
+        flows: int | None = None,
+    ) -> Datapath:
+        """Compiles if need be, and loads a datapath that nothing is attached to yet.
+
+        flows: how many flows there may be. None takes the default.
+        """
         try:
-            loaded = loader.load(loader.compile_object())
+            sizes = {} if flows is None else dict.fromkeys(("flows", "txkeys", "grants"), flows)
+            loaded = loader.load(loader.compile_object(), sizes)
         except loader.LoadError as e:
             if e.missing:
                 raise InputError("kernel", f"this one lacks what xmasq needs: {e.missing}") from e
@@ -221,8 +232,8 @@ class Datapath:
         hold = _hold.read()
         conf = m.Conf(
             magic=(secrets.randbits(32) & ~0xF) or 0x10,
-            mark=MARK,
-            bounce=BOUNCE,
+            mark=MARK if mark is None else mark,
+            bounce=BOUNCE if bounce is None else bounce,
             seg_bits=SEG_BITS if seg_bits is None else seg_bits,
             xbits=key_bits or 0,
             salt=secrets.randbits(64),
@@ -357,9 +368,16 @@ def require_root() -> None:
         raise InputError("user", "only root can do that (CAP_NET_ADMIN, CAP_BPF and CAP_SYS_ADMIN)")
 
 
+def said(e: NetlinkError) -> str:
+    """What the kernel said: in words, where it has any (linux/netlink.h, NLMSGERR_ATTR_MSG)."""
+    reason = os.strerror(e.code)
+    text = str(e.args[1]) if len(e.args) > 1 else reason
+    return reason if text == reason else f"{reason} ({text})"
+
+
 def _why(e: OSError | NetlinkError) -> str:
     if isinstance(e, NetlinkError):
-        return os.strerror(e.code)
+        return said(e)
     return f"{e.strerror or e}" + (f": {e.filename}" if e.filename else "")
 
 

@@ -11,9 +11,8 @@ import contextlib
 import errno
 import ipaddress
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pyroute2 import IPRoute
@@ -21,19 +20,23 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from kmod_ebpf import maps as m
 
-from . import _hold, _offload
-from ._datapath import Datapath, api, require_root, u32
+from . import _device as _dev
+from . import _hold, _netlink, _offload, _vxlan
+from ._datapath import Datapath, api, require_root, said, u32
 from ._errors import InputError, XmasqError
 from ._model import Link
 from ._netns import Netns, locked
-from ._wire import SEG_BITS
+from ._wire import BOUNCE, MARK, SEG_BITS
 from ._withdraw import withdraw
 
+_netlink.register()
 VNI_MAX = (1 << 24) - 1
 MTU_MIN = 68
 PORT = 4789
 KEY_BITS_MAX = 13
 _ARPHRD_ETHER = 1
+_OVERHEAD = 50  # outer IPv4, UDP and VXLAN header, inner Ethernet header
+FLOWS_MIN, FLOWS_MAX = 1024, 1 << 20
 _GEN_STRIDE = 1 << 16  # user space steps the generation by more than the datapath does meanwhile
 # In the order of `ip` (iproute2, ip/ipaddress.c, print_link_flags).
 _FLAGS = {
@@ -67,6 +70,11 @@ class _Request:
     secret: bytes | None
     seg_bits: int | None
     key_bits: int | None
+    mark: int | None = None
+    bounce: int | None = None
+    flows: int | None = None
+    fastpath: bool = True
+    vxlan: Mapping[str, Any] = field(default_factory=dict)
 
 
 def _in_range(argument: str, value: int, low: int, high: int, unit: str = "") -> int:
@@ -76,30 +84,57 @@ def _in_range(argument: str, value: int, low: int, high: int, unit: str = "") ->
 
 
 def check_name(name: str) -> str:
-    """A device name as the kernel wants it (net/core/dev.c, dev_valid_name)."""
-    if not 1 <= len(name.encode()) <= 15 or name in (".", "..") or re.search(r"[\s/:]", name):
-        raise InputError("name", f'"{name}" is not a device name: 1 to 15 bytes without "/", ":" or space')
-    return name
+    """A device name as the kernel wants it."""
+    return _dev.check_name("name", name)
 
 
-def _ip(argument: str, text: str) -> ipaddress.IPv4Address:
+def _ip(argument: str, text: str, *, group: bool = False) -> ipaddress.IPv4Address:
+    """An address of a host; group: or of a multicast group."""
     try:
         address = ipaddress.ip_address(text)
     except ValueError:
         raise InputError(argument, f'"{text}" is not an IP address') from None
     if not isinstance(address, ipaddress.IPv4Address):
         raise InputError(argument, f"{text} is an IPv6 address, and this version encodes over IPv4 only")
+    if group and address.is_multicast:
+        return address
     if address.is_multicast or address.is_unspecified or address.is_loopback or int(address) == 0xFFFFFFFF:
         raise InputError(argument, f"{text} is not a unicast address of a host")
     return address
 
 
-def _lladdr(text: str) -> str:
-    if not re.fullmatch(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}", text):
-        raise InputError("address", f'"{text}" is not a link layer address such as 02:00:00:00:00:01')
-    if int(text[:2], 16) & 1 or int(text.replace(":", ""), 16) == 0:
-        raise InputError("address", f"{text} is not a unicast link layer address")
-    return text.lower()
+def _remote(text: str, dev: str | None) -> ipaddress.IPv4Address:
+    address = _ip("remote", text, group=True)
+    if address.is_multicast and dev is None:
+        raise InputError("remote", f'{text} is a multicast group, which needs "dev" with it')
+    return address
+
+
+def _port(port: int) -> int:
+    """The tunnel's UDP port; 0 means what Linux takes by itself, as with `ip`."""
+    return _in_range("dstport", port, 0, 65535) or _vxlan.default_port()
+
+
+def _code_point(argument: str, value: int | None, key_bits: int | None) -> int | None:
+    """A DSCP for our packets. Raises InputError."""
+    if value is None:
+        return None
+    if not 0 <= value <= 63 or value & 3 != 3:
+        raise InputError(
+            argument,
+            f"{value} is not a code point for local use (RFC 2474, pool 2): 3, 7, 11 and so on to 63",
+        )
+    if key_bits and value > 7:
+        raise InputError(argument, f"{value} leaves no room for key bits in DSCP: with key-bits, 3 or 7")
+    return value
+
+
+def _check_code_points(mark: int | None, bounce: int | None) -> None:
+    mark, bounce = MARK if mark is None else mark, BOUNCE if bounce is None else bounce
+    if mark == bounce:
+        raise InputError(
+            "mark" if bounce == BOUNCE else "bounce", f"mark and bounce must differ, and both are {mark}"
+        )
 
 
 def check_lease(lease_ms: int) -> int:
@@ -133,14 +168,7 @@ def device_names(ipr: IPRoute) -> dict[int, str]:
 
 
 def _device(ipr: IPRoute, name: str) -> Any | None:
-    if not 1 <= len(name.encode()) <= 15:
-        return None
-    try:
-        return ipr.link("get", ifname=name)[0]
-    except NetlinkError as e:
-        if e.code == errno.ENODEV:
-            return None
-        raise
+    return _dev.find(ipr, name)
 
 
 def _underlay(ipr: IPRoute, want: _Request) -> Any:
@@ -164,8 +192,7 @@ def _underlay(ipr: IPRoute, want: _Request) -> Any:
 def _check_against_kernel(ipr: IPRoute, want: _Request, underlay: Any, dp: Datapath | None) -> int:
     """Checks what needs a look at the kernel; returns the link's MTU."""
     _offload.check(underlay.get_attr("IFLA_IFNAME"))
-    most = underlay.get_attr("IFLA_MTU")
-    mtu = most if want.mtu is None else _in_range("mtu", want.mtu, MTU_MIN, most, " (the underlay's MTU)")
+    mtu = _mtu(want, underlay.get_attr("IFLA_MTU"))
     if _device(ipr, want.name) is not None:
         raise InputError("name", f'a device "{want.name}" exists already')
     check_against_links(want, dp)
@@ -187,15 +214,33 @@ def check_against_links(want: _Request, dp: Datapath | None) -> None:
         for word, asked, have in (
             ("segment-bits", want.seg_bits, conf.seg_bits),
             ("key-bits", want.key_bits, conf.xbits),
+            ("mark", want.mark, conf.mark),
+            ("bounce", want.bounce, conf.bounce),
+            ("flows", want.flows, dp.maps["flows"].max_entries),
         ):
             if asked is not None and asked != have:
                 raise InputError(word, f"all links of a host have the same, and it is {have} already")
 
 
-def _create_device(ipr: IPRoute, want: _Request, mtu: int, vxlan: Mapping[str, Any]) -> int:
+def _mtu(want: _Request, underlay: int) -> int:
+    """The link's MTU."""
+    most = least_room = underlay
+    if want.remote and want.remote.is_multicast:
+        most = least_room = underlay - _OVERHEAD  # the kernel takes no more where "dev" is bound
+    elif want.vxlan.get("vxlan_df"):
+        least_room = underlay - _OVERHEAD  # or the fallback could not take a full packet
+    if want.mtu is None:
+        return least_room
+    why = "the underlay's MTU" if most == underlay else "the underlay's MTU, less a VXLAN header"
+    return _in_range("mtu", want.mtu, MTU_MIN, most, f" ({why})")
+
+
+def _create_device(ipr: IPRoute, want: _Request, mtu: int, underlay: Any, creation: Mapping[str, Any]) -> int:
     extra: dict[str, Any] = {}
     if want.remote:
         extra["vxlan_group"] = str(want.remote)
+        if want.remote.is_multicast:
+            extra["vxlan_link"] = underlay["index"]
     if want.address:
         extra["address"] = want.address
     try:
@@ -209,7 +254,8 @@ def _create_device(ipr: IPRoute, want: _Request, mtu: int, vxlan: Mapping[str, A
             vxlan_port=want.port,
             vxlan_learning=int(want.learning),
             **extra,
-            **vxlan,
+            **want.vxlan,
+            **creation,
         )
     except NetlinkError as e:
         if e.code == errno.EEXIST:
@@ -217,11 +263,17 @@ def _create_device(ipr: IPRoute, want: _Request, mtu: int, vxlan: Mapping[str, A
             raise InputError("id", text) from e
         if e.code == errno.EOPNOTSUPP:
             raise InputError("kernel", "this one has no vxlan devices (CONFIG_VXLAN)") from e
-        raise XmasqError(f"the kernel refuses the device: {os.strerror(e.code)}") from e
+        raise XmasqError(f"the kernel refuses the device: {said(e)}") from e
     device = _device(ipr, want.name)
     if device is None:
         raise XmasqError(f'the device "{want.name}" went away at once')
+    _vxlan.check(want.vxlan, _data(device))
     return int(device["index"])
+
+
+def _data(device: Any) -> Any:
+    """The IFLA_INFO_DATA of a vxlan device."""
+    return device.get_attr("IFLA_LINKINFO").get_attr("IFLA_INFO_DATA")
 
 
 def _find(ipr: IPRoute) -> Datapath | None:
@@ -264,7 +316,8 @@ def usable(
 def _renew(ipr: IPRoute, dp: Datapath, close: contextlib.ExitStack) -> Datapath:
     """A new datapath with the links of one that has lost programs because others removed a hook."""
     conf = dp.conf()
-    new = Datapath.load(conf.seg_bits, conf.xbits)
+    flows = dp.maps["flows"].max_entries if "flows" in dp.maps else None
+    new = Datapath.load(conf.seg_bits, conf.xbits, conf.mark, conf.bounce, flows)
     close.callback(new.close)
     devices = {msg["index"]: msg for msg in ipr.get_links()}
     with contextlib.ExitStack() as undo:
@@ -314,17 +367,30 @@ def create_link(
     secret: bytes | None = None,
     seg_bits: int | None = None,
     key_bits: int | None = None,
-    vxlan: Mapping[str, int] | None = None,
+    mark: int | None = None,
+    bounce: int | None = None,
+    flows: int | None = None,
+    fastpath: bool = True,
+    vxlan: Mapping[str, Any] | None = None,
+    device: Mapping[str, Any] | None = None,
     netns: Netns | None = None,
 ) -> Link:
     """Creates an xmasq link, all of it or nothing.
 
     vni: 0 to 2^24-1. local: the VTEP address, one of this host's. dev: the device with the underlay
-    hooks, by default the one that owns local. remote: where frames go that the FDB does not know.
-    mtu: at most, and by default, the underlay's. lease_ms: 1,000 to 60,000. secret: 16 bytes that
-    both ends share. seg_bits: S, 4 to 8, and key_bits: 0 to 3 further key bits in DSCP
-    (docs/protocol.md). vxlan: further attributes of the vxlan device by their pyroute2 names. netns:
-    where, by default the calling thread's network namespace.
+    hooks, by default the one that owns local. remote: where frames go that the FDB does not know, a
+    host or (with dev) a multicast group. port: 0 for Linux's own default. mtu: at most, and by
+    default, the underlay's; 50 less for a group. lease_ms: 1,000 to 60,000. secret: 16 bytes that
+    both ends share. fastpath: whether it is on from the start.
+
+    These belong to the whole namespace, and its first link decides: seg_bits: S, 4 to 8. key_bits: 0
+    to 3 further key bits in DSCP. mark, bounce: DSCP of our packets (docs/protocol.md). flows: how
+    many flows there may be, 1,024 to 1,048,576.
+
+    vxlan: options of the vxlan device by the words of `ip link help vxlan`, such as {"ttl": 64,
+    "proxy": True, "srcport": (5000, 6000)}. device: settings of any device by the words of `ip link
+    set`, such as {"alias": "to rack 7", "master": "br0", "multicast": False}; "devgroup" for its group.
+    netns: where, by default the calling thread's network namespace.
 
     Raises InputError for a bad argument, XmasqError if the kernel refuses.
     """
@@ -333,28 +399,34 @@ def create_link(
         _in_range("id", vni, 0, VNI_MAX),
         _ip("local", local),
         dev,
-        _ip("remote", remote) if remote else None,
-        _in_range("dstport", port, 1, 65535),
+        _remote(remote, dev) if remote else None,
+        _port(port),
         mtu,
-        _lladdr(address) if address else None,
+        _dev.lladdr("address", address) if address else None,
         learning,
         check_lease(lease_ms),
         check_secret(secret),
         *check_bits(seg_bits, key_bits),
+        _code_point("mark", mark, key_bits),
+        _code_point("bounce", bounce, key_bits),
+        None if flows is None else _in_range("flows", flows, FLOWS_MIN, FLOWS_MAX),
+        fastpath,
+        _vxlan.attributes(vxlan or {}, _ip("local", local)),
     )
+    _check_code_points(mark, bounce)
     require_root()
-    with locked(), IPRoute() as ipr, contextlib.ExitStack() as close:
+    with locked(), IPRoute(ext_ack=True) as ipr, contextlib.ExitStack() as close:
         dp = usable(ipr, close)
         underlay = _underlay(ipr, want)
         mtu = _check_against_kernel(ipr, want, underlay, dp)
+        settings = _dev.attributes(ipr, {**(device or {}), **({"up": True} if up else {})}, exists=False)
         if dp is None:
-            dp = Datapath.load(want.seg_bits, want.key_bits)
+            dp = Datapath.load(want.seg_bits, want.key_bits, want.mark, want.bounce, want.flows)
             close.callback(dp.close)
         _hold.live(want.lease_ms)
         with contextlib.ExitStack() as undo:
-            _build(ipr, dp, want, underlay, mtu, vxlan or {}, undo)
-            if up:
-                ipr.link("set", index=ipr.link_lookup(ifname=name)[0], state="up")
+            ifindex = _build(ipr, dp, want, underlay, mtu, settings.creation, undo)
+            _dev.apply(ipr, ifindex, settings)
             made = links(name)[0]
             undo.pop_all()
     return made
@@ -366,15 +438,19 @@ def _build(
     want: _Request,
     underlay: Any,
     mtu: int,
-    vxlan: Mapping[str, int],
+    creation: Mapping[str, Any],
     undo: contextlib.ExitStack,
-) -> None:
-    """Device, hooks and map entries, in an order in which each state on the way is harmless."""
+) -> int:
+    """Device, hooks and map entries, in an order in which each state on the way is harmless.
+
+    Returns the device's index.
+    """
     idx = free_index(dp)
     undo.callback(_remove_device, ipr, want)
-    ifindex = _create_device(ipr, want, mtu, vxlan)
+    ifindex = _create_device(ipr, want, mtu, underlay, creation)
     device = ipr.link("get", index=ifindex)[0]
     enter_link(ipr, dp, idx, want, device, underlay, 0, undo)
+    return ifindex
 
 
 def free_index(dp: Datapath) -> int:
@@ -405,7 +481,7 @@ def enter_link(
         port=m.Be16(*want.port.to_bytes(2, "big")),
         mac=m.Mac(*bytes.fromhex(device.get_attr("IFLA_ADDRESS").replace(":", ""))),
         flags=flags
-        | m.LINK_UP
+        | (m.LINK_UP if want.fastpath else 0)
         | (m.LINK_LEARNING if want.learning else 0)
         | (m.LINK_SECRET if want.secret is not None else 0),
         lease_ms=want.lease_ms,
@@ -486,15 +562,23 @@ def set_link(
     *,
     up: bool | None = None,
     mtu: int | None = None,
+    address: str | None = None,
+    new_name: str | None = None,
+    remote: str | None = None,
+    learning: bool | None = None,
     fastpath: bool | None = None,
     lease_ms: int | None = None,
     secret: bytes | None = None,
+    vxlan: Mapping[str, Any] | None = None,
+    device: Mapping[str, Any] | None = None,
     netns: Netns | None = None,
 ) -> None:
-    """Changes a running link. None leaves a setting as it is.
+    """Changes a running link, all of it or nothing. None leaves a setting as it is.
 
     fastpath False: all traffic takes the fallback, visible to captures. mtu: up to the underlay's. A
-    new secret ends all keys that were given under the old one.
+    new secret ends all keys that were given under the old one. new_name: the kernel wants the link
+    down for it before Linux 6.2. remote, learning, vxlan, device: as for create_link, as far as the
+    kernel can change them.
 
     Raises InputError, XmasqError.
     """
@@ -502,32 +586,64 @@ def set_link(
         check_lease(lease_ms)
     check_secret(secret)
     require_root()
-    with locked(), IPRoute() as ipr, find_links(ipr, name) as (dp, found):
+    with locked(), IPRoute(ext_ack=True) as ipr, find_links(ipr, name) as (dp, found):
         assert dp is not None  # find_links raises for a link that is not there
         ((idx, link),) = found.items()
-        device: dict[str, Any] = {}
+        now_data = _data(ipr.link("get", index=link.ifindex)[0])
+        kind = _changes(now_data, link, remote, learning, vxlan or {})
+        settings = _dev.attributes(ipr, {**(device or {}), **({} if up is None else {"up": up})}, exists=True)
         if mtu is not None:
-            # vxlan without a lower device would take any.
-            most = ipr.link("get", index=link.underlay)[0].get_attr("IFLA_MTU")
-            device["mtu"] = _in_range("mtu", mtu, MTU_MIN, most, " (the underlay's MTU)")
-        if up is not None:
-            device["state"] = "up" if up else "down"
+            underlay = ipr.link("get", index=link.underlay)[0].get_attr("IFLA_MTU")
+            bound = now_data.get_attr("IFLA_VXLAN_LINK")
+            most = underlay - _OVERHEAD if bound else underlay
+            settings.later["mtu"] = _in_range("mtu", mtu, MTU_MIN, most, " (by the underlay's MTU)")
+        if address is not None:
+            settings.later["address"] = _dev.lladdr("address", address)
+        if new_name is not None and new_name != name:
+            settings.later["ifname"] = check_name(new_name)
+            if _device(ipr, new_name) is not None:
+                raise InputError("name", f'a device "{new_name}" exists already')
+        if lease_ms is not None:
+            _hold.live(lease_ms)
+        # The kernel first: it may refuse, and what follows cannot fail.
+        with contextlib.ExitStack() as undo:
+            if kind:
+                undo.callback(
+                    ipr.link, "set", index=link.ifindex, kind="vxlan", **_vxlan.present(now_data, kind)
+                )
+                ipr.link("set", index=link.ifindex, kind="vxlan", **kind)
+                _vxlan.check(kind, _data(ipr.link("get", index=link.ifindex)[0]))
+            _dev.apply(ipr, link.ifindex, settings)
+            undo.pop_all()
         if fastpath is not None:
             link.flags = link.flags | m.LINK_UP if fastpath else link.flags & ~m.LINK_UP
             if not fastpath:
                 link.rx_gen += 1
         if lease_ms is not None:
-            _hold.live(lease_ms)
             link.lease_ms, link.guard_ms = lease_ms, _hold.guard_ms(lease_ms)
         if secret is not None:
             link.flags |= m.LINK_SECRET
             link.secret = m.Secret.from_buffer_copy(secret)
             link.rx_gen += 1
-        if fastpath is not None or lease_ms is not None or secret is not None:
+        if learning is not None:
+            link.flags = link.flags | m.LINK_LEARNING if learning else link.flags & ~m.LINK_LEARNING
+        if address is not None:
+            link.mac = m.Mac(*bytes.fromhex(address.replace(":", "")))
+        if kind or any(x is not None for x in (fastpath, lease_ms, secret, address)):
             link.tx_gen += _GEN_STRIDE
             dp.put_link(idx, link)
-        if device:
-            ipr.link("set", index=link.ifindex, **device)
+
+
+def _changes(
+    data: Any, link: m.Link, remote: str | None, learning: bool | None, vxlan: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What to change of the vxlan device. data: its IFLA_INFO_DATA."""
+    kind = _vxlan.attributes(vxlan, ipaddress.IPv4Address(bytes(link.local)), running=True)
+    if remote is not None:
+        kind["vxlan_group"] = str(_remote(remote, "dev" if data.get_attr("IFLA_VXLAN_LINK") else None))
+    if learning is not None:
+        kind["vxlan_learning"] = int(learning)
+    return kind
 
 
 def _stats(dp: Datapath, idx: int) -> dict[str, int]:
@@ -546,7 +662,7 @@ def _info(device: Any, link: m.Link, names: Mapping[int, str]) -> dict[str, Any]
     flags = device["flags"]
     words = ["NO-CARRIER"] if flags & 1 and not flags & _RUNNING else []
     attr = device.get_attr
-    data_in = attr("IFLA_LINKINFO").get_attr("IFLA_INFO_DATA")
+    data_in = _data(device)
     data: dict[str, Any] = {"id": link.vni}
     if data_in.get_attr("IFLA_VXLAN_GROUP"):
         data["remote"] = data_in.get_attr("IFLA_VXLAN_GROUP")
@@ -555,11 +671,7 @@ def _info(device: Any, link: m.Link, names: Mapping[int, str]) -> dict[str, Any]
         "dev": names.get(link.underlay, f"if{link.underlay}"),
         "port": int.from_bytes(bytes(link.port), "big"),
         "learning": bool(data_in.get_attr("IFLA_VXLAN_LEARNING")),
-        "ttl": data_in.get_attr("IFLA_VXLAN_TTL"),
-        "tos": data_in.get_attr("IFLA_VXLAN_TOS"),
-        "ageing": data_in.get_attr("IFLA_VXLAN_AGEING"),
-        "limit": data_in.get_attr("IFLA_VXLAN_LIMIT"),
-        "udp_csum": bool(data_in.get_attr("IFLA_VXLAN_UDP_CSUM")),
+        **_vxlan.shown(data_in),
         "lease": link.lease_ms / 1000,
         "fastpath": bool(link.flags & m.LINK_UP),
         "secret": bool(link.flags & m.LINK_SECRET),
@@ -573,7 +685,7 @@ def _info(device: Any, link: m.Link, names: Mapping[int, str]) -> dict[str, Any]
         "qdisc": attr("IFLA_QDISC"),
         "operstate": attr("IFLA_OPERSTATE"),
         "linkmode": "DEFAULT",
-        "group": "default" if not attr("IFLA_GROUP") else str(attr("IFLA_GROUP")),
+        "group": _dev.group_name(attr("IFLA_GROUP") or 0),
         "txqlen": attr("IFLA_TXQLEN"),
         "link_type": "ether",
         "address": attr("IFLA_ADDRESS"),
@@ -583,6 +695,11 @@ def _info(device: Any, link: m.Link, names: Mapping[int, str]) -> dict[str, Any]
         "max_mtu": attr("IFLA_MAX_MTU"),
         "linkinfo": {"info_kind": "xmasq", "info_data": data},
     }
+    if attr("IFLA_IFALIAS"):
+        info["ifalias"] = attr("IFLA_IFALIAS")
+    props = attr("IFLA_PROP_LIST")
+    if props:
+        info["altnames"] = props.get_attrs("IFLA_ALT_IFNAME")
     if attr("IFLA_MASTER"):
         info["master"] = names.get(attr("IFLA_MASTER"), f"if{attr('IFLA_MASTER')}")
     return info

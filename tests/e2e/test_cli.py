@@ -275,7 +275,7 @@ def test_secret_file_of_someone_else(busy, tmp_path):
 
 def test_link_is_shown_as_made(host):
     words = "mtu 1400 address 02:00:00:00:00:07 up type xmasq vni 0xffffff local 192.0.2.1 dev eth0"
-    more = "remote 192.0.2.9 port 8472 nolearning ttl 64 ageing 77 maxaddress 99 noudpcsum lease 2500ms"
+    more = "remote 192.0.2.9 dstport 8472 nolearning ttl 64 ageing 77 maxaddress 99 noudpcsum lease 2500ms"
     xmasq(host, "link", "add", "name", "xm0", *words.split(), *more.split())
     (link,) = xmasq_json(host, "link", "show", "xm0")
     (vxlan,) = host.ip_json("link show xm0")

@@ -143,7 +143,7 @@ def refused(result, status, start):
 
 # What a command asks of the API
 
-ADDED = {"vni": 42, "local": "192.0.2.1", "vxlan": None}
+ADDED = {"vni": 42, "local": "192.0.2.1"}
 
 
 @pytest.mark.parametrize(
@@ -160,24 +160,63 @@ ADDED = {"vni": 42, "local": "192.0.2.1", "vxlan": None}
             "link add xm0 id 42 local 192.0.2.1 dev eth0 remote 192.0.2.2",
             {"dev": "eth0", "remote": "192.0.2.2"},
         ),
-        ("link add xm0 id 42 local 192.0.2.1 port 8472", {"port": 8472}),
+        ("link add dev xm0 id 42 local 192.0.2.1 dev eth0", {"dev": "eth0"}),
         ("link add xm0 id 42 local 192.0.2.1 dstport 8472", {"port": 8472}),
         ("link add xm0 id 42 local 192.0.2.1 nolearning", {"learning": False}),
         ("link add xm0 id 42 local 192.0.2.1 learning", {"learning": True}),
         ("link add xm0 address 02:00:00:00:00:01 id 42 local 192.0.2.1", {"address": "02:00:00:00:00:01"}),
         ("link add xm0 id 42 local 192.0.2.1 lease 2.5s", {"lease_ms": 2500}),
         ("link add xm0 id 42 local 192.0.2.1 segment-bits 5 key-bits 2", {"seg_bits": 5, "key_bits": 2}),
-        ("link add xm0 id 42 local 192.0.2.1 ttl 64", {"vxlan": {"vxlan_ttl": 64}}),
-        ("link add xm0 id 42 local 192.0.2.1 ttl auto", {"vxlan": {"vxlan_ttl": 0}}),
-        ("link add xm0 id 42 local 192.0.2.1 ttl inherit", {"vxlan": {"vxlan_ttl_inherit": True}}),
-        ("link add xm0 id 42 local 192.0.2.1 tos inherit", {"vxlan": {"vxlan_tos": 1}}),
-        ("link add xm0 id 42 local 192.0.2.1 tos b8", {"vxlan": {"vxlan_tos": 0xB8}}),
-        ("link add xm0 id 42 local 192.0.2.1 tos 0x10", {"vxlan": {"vxlan_tos": 0x10}}),
-        ("link add xm0 id 42 local 192.0.2.1 ageing 0", {"vxlan": {"vxlan_ageing": 0}}),
-        ("link add xm0 id 42 local 192.0.2.1 maxaddress 9", {"vxlan": {"vxlan_limit": 9}}),
-        ("link add xm0 id 42 local 192.0.2.1 maxaddress unlimited", {"vxlan": {"vxlan_limit": 0}}),
-        ("link add xm0 id 42 local 192.0.2.1 udpcsum", {"vxlan": {"vxlan_udp_csum": 1}}),
-        ("link add xm0 id 42 local 192.0.2.1 noudpcsum", {"vxlan": {"vxlan_udp_csum": 0}}),
+        ("link add xm0 id 42 local 192.0.2.1 dstport 0", {"port": 0}),
+        (
+            "link add xm0 id 42 local 192.0.2.1 group 239.1.1.1 dev eth0",
+            {"remote": "239.1.1.1", "dev": "eth0"},
+        ),
+        ("link add xm0 group 7 id 42 local 192.0.2.1", {"device": {"devgroup": "7"}}),
+        (
+            "link add xm0 group green id 42 local 192.0.2.1 remote 239.1.1.1",
+            {"device": {"devgroup": "green"}, "remote": "239.1.1.1"},
+        ),
+        ("link add xm0 id 42 local 192.0.2.1 fastpath off", {"fastpath": False}),
+        ("link add xm0 id 42 local 192.0.2.1 mark 11 bounce 15", {"mark": 11, "bounce": 15}),
+        ("link add xm0 id 42 local 192.0.2.1 flows 2048", {"flows": 2048}),
+        *(
+            (f"link add xm0 id 42 local 192.0.2.1 {words}", {"vxlan": expected})
+            for words, expected in (
+                ("ttl 64", {"ttl": 64}),
+                ("hoplimit 0x40", {"ttl": 64}),
+                ("ttl auto", {"ttl": "auto"}),
+                ("ttl inherit", {"ttl": "inherit"}),
+                ("tos inherit", {"tos": "inherit"}),
+                ("tos b8", {"tos": 0xB8}),
+                ("tos 0x10", {"tos": 0x10}),
+                ("dsfield AF11", {"tos": "AF11"}),
+                ("df inherit", {"df": "inherit"}),
+                ("flowlabel 0xfffff", {"flowlabel": 0xFFFFF}),
+                ("srcport 5000 6000", {"srcport": (5000, 6000)}),
+                ("port 5000 6000", {"srcport": (5000, 6000)}),
+                ("ageing 0", {"ageing": 0}),
+                ("ageing none", {"ageing": "none"}),
+                ("maxaddress 9", {"maxaddress": 9}),
+                ("maxaddress unlimited", {"maxaddress": "unlimited"}),
+                ("reserved_bits 0xff", {"reserved_bits": 255}),
+                ("external", {"external": True}),
+                ("gbp", {"gbp": True}),
+                ("gpe", {"gpe": True}),
+                ("proxy noudpcsum nol2miss", {"proxy": True, "udpcsum": False, "l2miss": False}),
+            )
+        ),
+        *(
+            (f"link add xm0 {words} id 42 local 192.0.2.1", {"device": expected})
+            for words, expected in (
+                ("alias two", {"alias": "two"}),
+                ("qlen 7 arp off", {"txqueuelen": 7, "arp": False}),
+                ("master br0", {"master": "br0"}),
+                ("vrf red", {"master": "red"}),
+                ("nomaster", {"master": None}),
+                ("index 77 numtxqueues 2", {"index": 77, "numtxqueues": 2}),
+            )
+        ),
     ],
 )
 def test_link_add(run, calls, line, expected):
@@ -209,7 +248,7 @@ def test_words_come_in_any_order(phrases):
         "dev": "eth0",
         "type": "xmasq",
         "learning": False,
-        "ttl": 7,
+        "vxlan.ttl": 7,
         "lease_ms": 3000,
         "name": "xm0",
     }
@@ -232,6 +271,15 @@ def test_any_words_are_understood_or_refused(line):
         (
             "link set dev xm0 lease 1500ms fastpath on",
             ("set_link", ("xm0",), {"fastpath": True, "lease_ms": 1500}),
+        ),
+        ("link set xm0 name xm1 down", ("set_link", ("xm0",), {"new_name": "xm1", "up": False})),
+        (
+            "link change xm0 remote 192.0.2.9 nolearning ttl 9 alias x type xmasq",
+            (
+                "set_link",
+                ("xm0",),
+                {"remote": "192.0.2.9", "learning": False, "vxlan": {"ttl": 9}, "device": {"alias": "x"}},
+            ),
         ),
         ("link show", ("links", (None,), {})),
         ("link", ("links", (None,), {})),
@@ -284,7 +332,19 @@ def test_calls(run, calls, line, call):
         ("link add xm0 id 1_0", 'id: "1_0" is not a number; allowed is 0 to 16777215'),
         ("link add xm0 id ٤٢", 'id: "٤٢" is not a number'),
         ("link add xm0 mtu 67", "mtu: 67 is out of range, allowed is 68 to the underlay's MTU"),
-        ("link add xm0 port 0", "dstport: 0 is out of range, allowed is 1 to 65535"),
+        ("link add xm0 dstport -1", "dstport: -1 is out of range, allowed is 0 to 65535"),
+        ("link add xm0 dstport 65536", "dstport: 65536 is out of range, allowed is 0 to 65535"),
+        ("link add xm0 port 4789", "port: a value is missing; allowed is MIN MAX (0 to 65535)"),
+        ("link add xm0 srcport 1 65536", "srcport: 65536 is out of range, allowed is 0 to 65535"),
+        ("link add xm0 df maybe", 'df: "maybe" is unknown; allowed is unset or set or inherit'),
+        ("link add xm0 netns blue", "netns: a link works in the namespace of its underlay only"),
+        ("link add xm0 id 7 local 192.0.2.1 group 239.1.1.1 remote 192.0.2.2", "group: given twice"),
+        ("link add xm0 arp maybe", 'arp: "maybe" is unknown; allowed is on or off'),
+        ("link add xm0 flows 7", "flows: 7 is out of range, allowed is 1024 to 1048576"),
+        ("link set xm0 id 7", "id: cannot be changed"),
+        ("link set xm0 dstport 7", "dstport: cannot be changed"),
+        ("link set xm0 netns blue", "netns: a link cannot leave its namespace"),
+        ("link set xm0 index 7", 'index: not a keyword of "link set"'),
         ("link add xm0 ttl 300", "ttl: 300 is out of range, allowed is 1 to 255 or auto or inherit"),
         (
             "link add xm0 tos 1ff",
@@ -295,7 +355,7 @@ def test_calls(run, calls, line, call):
         ("link del xm0 xm1", 'xm1: not a keyword of "link delete"; allowed are name, type'),
         (
             "link set xm0",
-            "link set: nothing to change; allowed are up, down, mtu, fastpath, lease, secret-file",
+            "link set: nothing to change; allowed are name, up, down, mtu, ",
         ),
         ("link set xm0 fastpath maybe", 'fastpath: "maybe" is unknown; allowed is on or off'),
         ("flow show xm0", 'xm0: not a keyword of "flow show"; allowed are link'),

@@ -9,95 +9,18 @@ from typing import TYPE_CHECKING, Any
 import xmasq_link as api
 
 from .._errors import InputError
+from .._vxlan import OPTIONS
+from . import linkwords
 from .command import Command
+from .linkwords import ADD, DELETE, SET, SHOW, gather
 from .output import Options, show
 from .secret import read_secret
-from .words import Word, choice, either, hex_byte, lease_ms, number, parse, require, text
+from .words import parse, require
 
 if TYPE_CHECKING:
     from xmasq_link import Link
 
-_U32 = (1 << 32) - 1
-_NAME = Word("name", "name", text, "NAME (1 to 15 bytes)")
-_DEVICE = Word("name", "name", text, "NAME (of an xmasq link)", also=("dev",))
-_TYPE = Word("type", "type", choice({"xmasq": "xmasq"}), "xmasq")
-_UP = Word("up", "up", value=True)
-_DOWN = Word("down", "up", value=False)
-_MTUS = "68 to the underlay's MTU"
-_MTU = Word("mtu", "mtu", number(68, None, _MTUS), f"MTU ({_MTUS})")
-_LEASE = Word("lease", "lease_ms", lease_ms, "TIME (1s to 60s)")
-_SECRET = Word("secret-file", "secret_file", text, "PATH (of a file that only you can read)")
-
-#: dest of a word that is an attribute of the vxlan device: with this prefix.
-_VXLAN = "vxlan_"
-
-ADD = (
-    _NAME,
-    _MTU,
-    Word("address", "address", text, "LLADDR (such as 02:00:00:00:00:01)"),
-    _UP,
-    _DOWN,
-    _TYPE,
-    Word("id", "vni", number(0, 16777215), "VNI (0 to 16777215)", also=("vni",)),
-    Word("local", "local", text, "ADDR (an IPv4 address of this host)"),
-    Word("dev", "dev", text, "DEVICE (that reaches the peers)"),
-    Word("remote", "remote", text, "ADDR (an IPv4 address)"),
-    Word("dstport", "port", number(1, 65535), "PORT (1 to 65535)", also=("port",)),
-    Word("learning", "learning", value=True),
-    Word("nolearning", "learning", value=False),
-    Word(
-        "ttl", "ttl", either({"auto": 0, "inherit": "inherit"}, number(1, 255)), "1 to 255, auto or inherit"
-    ),
-    Word("tos", "vxlan_tos", either({"inherit": 1}, hex_byte), "00 to ff or inherit", also=("dsfield",)),
-    Word("ageing", "vxlan_ageing", number(0, _U32), f"SECONDS (0 to {_U32})"),
-    Word(
-        "maxaddress",
-        "vxlan_limit",
-        either({"unlimited": 0}, number(0, _U32)),
-        f"0 to {_U32} or unlimited",
-    ),
-    Word("udpcsum", "vxlan_udp_csum", value=1),
-    Word("noudpcsum", "vxlan_udp_csum", value=0),
-    _LEASE,
-    _SECRET,
-    Word("segment-bits", "seg_bits", number(4, 8), "4 to 8"),
-    Word("key-bits", "key_bits", number(0, 3), "0 to 3"),
-)
-DELETE = (_DEVICE, _TYPE)
-SHOW = (_DEVICE, _UP, _TYPE)
-SET = (
-    _DEVICE,
-    _TYPE,
-    _UP,
-    _DOWN,
-    _MTU,
-    Word("fastpath", "fastpath", choice({"on": True, "off": False}), "on or off"),
-    _LEASE,
-    _SECRET,
-)
-
-USAGE = """\
-Usage: xmasq link add [ name ] NAME [ mtu MTU ] [ address LLADDR ] [ up | down ]
-                      [ type xmasq ] id VNI local ADDR [ dev DEVICE ]
-                      [ remote ADDR ] [ dstport PORT ] [ [no]learning ]
-                      [ ttl TTL ] [ tos TOS ] [ ageing SECONDS ]
-                      [ maxaddress NUMBER ] [ [no]udpcsum ] [ lease TIME ]
-                      [ secret-file PATH ] [ segment-bits BITS ]
-                      [ key-bits BITS ]
-       xmasq link delete [ dev ] NAME
-       xmasq link set [ dev ] NAME [ up | down ] [ mtu MTU ]
-                      [ fastpath { on | off } ] [ lease TIME ]
-                      [ secret-file PATH ]
-       xmasq link [ show [ [ dev ] NAME ] [ up ] ]
-
-Where: VNI  := 0 to 16777215
-       MTU  := 68 to the underlay's, which is the default
-       ADDR := an IPv4 address; that of local is one of this host's
-       TTL  := { 1 to 255 | auto | inherit }
-       TOS  := { 00 to ff | inherit }
-       TIME := 1s to 60s, for example 10s (the default) or 1500ms
-       segment-bits := 4 to 8 (default 6), key-bits := 0 to 3 (default 0)
-"""
+USAGE = linkwords.USAGE
 
 #: Counters by what they are about; what has no place here is shown under "other".
 _GROUPS: dict[str, tuple[str, ...]] = {
@@ -134,18 +57,14 @@ _ALONE = {"encoded", "encoded_bytes", "decoded", "decoded_bytes", "fallback", "b
 
 def add(words: Sequence[str], options: Options) -> None:
     """xmasq link add"""
+    if list(words[:1]) == ["dev"]:  # `ip` takes this for the name, too
+        words = ["name", *words[1:]]
     found = parse(words, ADD, "link add", bare="name")
     require(found, ADD, "link add", "name", "vni", "local")
     found.pop("type", None)
-    vxlan = {key: found.pop(key) for key in list(found) if key.startswith(_VXLAN)}
-    match found.pop("ttl", None):
-        case "inherit":
-            vxlan["vxlan_ttl_inherit"] = True
-        case int(ttl):
-            vxlan["vxlan_ttl"] = ttl
     if (path := found.pop("secret_file", None)) is not None:
         found["secret"] = read_secret(path)
-    api.create_link(found.pop("name"), **found, vxlan=vxlan or None)
+    api.create_link(found.pop("name"), **gather(found))
 
 
 def delete(words: Sequence[str], options: Options) -> None:
@@ -157,7 +76,7 @@ def delete(words: Sequence[str], options: Options) -> None:
 
 def set_(words: Sequence[str], options: Options) -> None:
     """xmasq link set"""
-    found = parse(words, SET, "link set", bare="name")
+    found = parse(words, SET, "link set", bare="dev")
     require(found, SET, "link set", "name")
     name = found.pop("name")
     found.pop("type", None)
@@ -165,7 +84,7 @@ def set_(words: Sequence[str], options: Options) -> None:
         raise InputError("link set", "nothing to change; allowed are " + ", ".join(w.name for w in SET[2:]))
     if (path := found.pop("secret_file", None)) is not None:
         found["secret"] = read_secret(path)
-    api.set_link(name, **found)
+    api.set_link(name, **gather(found))
 
 
 def show_(words: Sequence[str], options: Options) -> None:
@@ -238,15 +157,36 @@ def _type_line(link: Link, details: bool) -> str:
     if data.pop("attached", link.attached):
         words.append("attached")
     if details:
-        if data.get("ttl") == 0:
-            data["ttl"] = "auto"
-        for key, value in data.items():
-            name = key.replace("_", "")
-            if isinstance(value, bool):
-                words.append(name if value else f"no{name}")
-            elif value is not None:
-                words.append(f"{name} {value}")
+        words += _detail_words(data)
     return " ".join(words)
+
+
+def _detail_words(data: Mapping[str, Any]) -> list[str]:
+    """The rest, in the words that link add takes."""
+    spelled = {option.shown: option.name for option in OPTIONS}
+    words = []
+    for key, value in data.items():
+        name = spelled.get(key, key)
+        match key, value:
+            case "ttl", 0:
+                words.append("ttl auto")
+            case "tos", 1:
+                words.append("tos inherit")
+            case "tos", int():
+                words.append(f"tos {value:#x}")
+            case (("label" | "reserved_bits"), int()):
+                words.append(f"{name} {value:#x}")
+            case "port_range", _:
+                words.append(f"{name} {value['low']} {value['high']}")
+            case "limit", 0:
+                words.append(f"{name} unlimited")
+            case _, bool():
+                words.append(name if value else f"no{name}")
+            case _, None:
+                pass
+            case _:
+                words.append(f"{name} {value}")
+    return words
 
 
 def counter_lines(stats: Mapping[str, int]) -> list[str]:
@@ -272,7 +212,7 @@ def counter_lines(stats: Mapping[str, int]) -> list[str]:
 
 COMMANDS = (
     Command("add", add, changes=True),
-    Command("set", set_, changes=True, whole=True),
+    Command("set", set_, also=("change",), changes=True, whole=True),
     Command("delete", delete, changes=True, whole=True),
     Command("show", show_, also=("list", "lst")),
 )

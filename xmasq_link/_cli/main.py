@@ -99,10 +99,16 @@ def _verdict(e: BaseException) -> tuple[int, str]:
         case XmasqError() if isinstance(e.__cause__, PermissionError) and os.geteuid() != 0:
             return EXIT_INPUT, "not root: only root can look into the datapath"
         case XmasqError():
-            return EXIT_REFUSED, str(e)
+            # As with `ip`: 2 for an error that the kernel reported.
+            return (EXIT_INPUT if _by_netlink(e) else EXIT_REFUSED), str(e)
         case OSError():
             return EXIT_REFUSED, f"{e.filename}: {e.strerror}" if e.filename else e.strerror or str(e)
     return EXIT_REFUSED, f"internal error: {type(e).__name__}: {e} (set {_DEBUG}=1 for the traceback)"
+
+
+def _by_netlink(e: XmasqError) -> bool:
+    cause = type(e.__cause__)
+    return cause.__module__.startswith("pyroute2.") and cause.__name__ == "NetlinkError"
 
 
 def _drop_output() -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
@@ -23,7 +24,7 @@ class Word(NamedTuple):
     name: its first spelling, used in errors. dest: its key in the result; keywords with the same
     dest exclude each other. read: makes the value of the word that follows, called with name and
     word, raises InputError; None: no word follows, and value is the value. takes: what follows, for
-    errors. also: further spellings.
+    errors. also: further spellings. follow: how many words do; read gets them with a space between.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Word(NamedTuple):
     takes: str = ""
     value: Any = True
     also: tuple[str, ...] = ()
+    follow: int = 1
 
 
 def pick(word: str, names: Iterable[str]) -> str | None:
@@ -60,10 +62,10 @@ def parse(
                 raise InputError(spelling, f'not a keyword of "{where}"; allowed are {allowed}')
             word, text = spelled[bare], spelling
         elif word.read is not None:
-            following = next(rest, None)
-            if following is None:
+            following = list(itertools.islice(rest, word.follow))
+            if len(following) < word.follow:
                 raise InputError(spelling, f"a value is missing; allowed is {word.takes}")
-            text = following
+            text = " ".join(following)
         else:
             text = spelling
         if word.dest in found:
@@ -101,6 +103,16 @@ def number(low: int, high: int | None, allowed: str = "") -> Callable[[str, str]
         return value
 
     return read
+
+
+def pair(read: Callable[[str, str], Any]) -> Callable[[str, str], tuple[Any, Any]]:
+    """Reads two words alike."""
+
+    def both(name: str, words: str) -> tuple[Any, Any]:
+        first, _, second = words.partition(" ")
+        return read(name, first), read(name, second)
+
+    return both
 
 
 def choice(values: dict[str, Any]) -> Callable[[str, str], Any]:
