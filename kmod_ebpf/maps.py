@@ -137,6 +137,9 @@ class Entry(Struct):
         ("sent_at", u64),
         ("gen", u32),
         ("sent", u32),
+        ("off_until", u64),
+        ("off_ms", u32),
+        ("proven", u32),
     ]
 
 
@@ -342,6 +345,10 @@ COUNTERS = (
     "ctl_params",
     "ctl_conflict",
     "path_off",
+    "peer_gone",
+    "icmp_rx",
+    "icmp_refused",
+    "icmp_stray",
     "sanitised",
     "moved",
     "error",

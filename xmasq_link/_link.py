@@ -51,6 +51,18 @@ _FLAGS = {
     0x10000: "LOWER_UP",
 }
 _RUNNING = 0x40
+#: These belong to the host: a bounce names no VNI, nor does what was sanitised.
+_HOST_COUNTERS = (
+    "bounce_tx",
+    "bounce_rx",
+    "stray",
+    "path_off",
+    "peer_gone",
+    "icmp_stray",
+    "sanitised",
+    "ctl_bad",
+    "ctl_version",
+)
 
 
 @dataclass(frozen=True)
@@ -651,8 +663,7 @@ def _stats(dp: Datapath, idx: int) -> dict[str, int]:
     host = dp.stats(0)
     stats["fallback"] = sum(v for k, v in stats.items() if k.startswith("fb_"))
     stats["bounced"] = stats["restored"]
-    # These belong to the host: a bounce names no VNI, nor does what was sanitised.
-    for name in ("bounce_tx", "bounce_rx", "stray", "sanitised", "ctl_bad", "ctl_version", "path_off"):
+    for name in _HOST_COUNTERS:
         stats[name] += host[name]
     return stats
 

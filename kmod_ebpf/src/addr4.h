@@ -14,6 +14,9 @@ typedef __be32 addr_t;
 #define IP_HDR_LEN 20
 #define IP_DF 0x4000
 #define IP_RESERVED 0x8000
+#define IP_MF 0x2000
+#define IP_OFFSET 0x1fff
+#define PROTO_ICMP IPPROTO_ICMP
 #define XM_AF 2 /* AF_INET */
 
 #define VXLAN_OVERHEAD 50 /* IPv4, UDP, VXLAN, inner Ethernet */

@@ -130,6 +130,9 @@ static __always_inline __u32 on_offer(struct conf *conf, __u32 idx, struct link 
 	if (now < pair->off_until)
 		return 0;
 	f.peer = ADDR_ANY;
+	e = flow_get(&f);
+	if (e && now < e->off_until)
+		return 0;
 
 	/* One key, one flow: whatever a receiver may have forgotten, its sender has not. */
 	live_t = txkey_get(&k);
@@ -166,7 +169,6 @@ static __always_inline __u32 on_offer(struct conf *conf, __u32 idx, struct link 
 		p.lease_ms = lease;
 		p.tx_gen = s.tx_gen;
 		p.sent = 0;
-		e = flow_get(&f);
 		/* Not what may still be under way, beside the fallback packet that asked. */
 		if (e && e->key == key && addr_equal(e->peer, fr->ip.src) && now < e->lease_end) {
 			p.sent = e->sent >= USED_ENOUGH && s.at > e->sent_at + 500 * NSEC_PER_MSEC;
@@ -310,6 +312,8 @@ static __always_inline __u32 on_confirm(struct __sk_buff *skb, struct conf *conf
 	if (fr->ctl.flags & XM_CTL_USED)
 		pair->off_for = 0; /* the path is good: a later verdict starts small again */
 	old = flow_get(&f);
+	if (old && now < old->off_until)
+		return 0;
 	first = !old || old->key != key || !addr_equal(old->peer, fr->ip.src) ||
 		now >= old->lease_end;
 	renew = (__u64)lease * NSEC_PER_MSEC / 2;
@@ -334,6 +338,8 @@ static __always_inline __u32 on_confirm(struct __sk_buff *skb, struct conf *conf
 	e.seal = seal_entry(&f, &e);
 	e.vouched = now;
 	e.gen = p.tx_gen;
+	e.proven = !!(fr->ctl.flags & XM_CTL_USED) || (!first && old->proven);
+	e.off_ms = e.proven || !old ? 0 : old->off_ms;
 	flow_set(&f, &e);
 	return 0;
 }

@@ -53,6 +53,24 @@ static __always_inline int udp_csum_shift(struct __sk_buff *skb, addr_t src, add
 	return have == want ? 0 : xm_skb_store_bytes(skb, off + 6, &want, sizeof(want), 0);
 }
 
+/* Where in its header a protocol has a checksum over the pseudo header; 0: it has none. */
+static __always_inline __u32 l4_csum_off(__u8 proto)
+{
+	switch (proto) {
+	case IPPROTO_TCP:
+		return 16;
+	case IPPROTO_UDP:
+	case IPPROTO_DCCP:
+	case IPPROTO_UDPLITE:
+		return 6;
+#if XM_FAMILY == 6
+	case IPPROTO_ICMPV6:
+		return 2;
+#endif
+	}
+	return 0;
+}
+
 /*
  * Moves the L4 checksum, where a protocol has one over the pseudo header, by a difference.
  * Works for CHECKSUM_PARTIAL and _COMPLETE too. l4_len: bytes behind the IP header.

@@ -21,13 +21,22 @@ static __always_inline __u32 wire_len(const struct __sk_buff *skb, const struct 
 	return len >= IP_HDR_LEN && ETH_HLEN + len <= skb->len ? len : 0;
 }
 
+static __always_inline int store_eth(struct __sk_buff *skb, const __u8 *dst, const __u8 *src)
+{
+	__u8 eth[ETH_HLEN + 2] __attribute__((aligned(8)));
+
+	__builtin_memcpy(eth, dst, ETH_ALEN);
+	__builtin_memcpy(eth + ETH_ALEN, src, ETH_ALEN);
+	*(__be16 *)(eth + 2 * ETH_ALEN) = be16(ETHERTYPE_IP);
+	return xm_skb_store_bytes(skb, 0, eth, ETH_HLEN, 0);
+}
+
 /* Puts the container's headers in place of the encoded ones. */
 static __always_inline int restore(struct __sk_buff *skb, const struct ip_hdr *wire, addr_t sip,
 				   addr_t dip, const __u8 *smac, const __u8 *dmac, __u8 dscp,
 				   __u8 variant, __u32 l4_diff)
 {
 	__u32 len = wire_len(skb, wire);
-	__u8 eth[ETH_HLEN + 2] __attribute__((aligned(8)));
 	struct ip_hdr ip;
 
 	/* Ethernet pads short frames on the wire; the container's frame had none. */
@@ -36,12 +45,7 @@ static __always_inline int restore(struct __sk_buff *skb, const struct ip_hdr *w
 	if (l4_csum_shift(skb, wire, len - IP_HDR_LEN, l4_diff))
 		return -1;
 	ip_decode(&ip, wire, sip, dip, dscp, variant);
-	__builtin_memcpy(eth, dmac, ETH_ALEN);
-	__builtin_memcpy(eth + ETH_ALEN, smac, ETH_ALEN);
-	*(__be16 *)(eth + 2 * ETH_ALEN) = be16(ETHERTYPE_IP);
-	if (xm_skb_store_bytes(skb, 0, eth, ETH_HLEN, 0))
-		return -1;
-	return ip_store(skb, &ip);
+	return store_eth(skb, dmac, smac) ? -1 : ip_store(skb, &ip);
 }
 
 /* Sends an encoded packet whose key nobody holds back to its sender, whole. */
@@ -101,17 +105,16 @@ static __always_inline int decode(struct __sk_buff *skb, struct conf *conf,
 }
 
 /*
- * The path, or somebody, spoils keys: a peer bounces packets with keys that we do not use.
- * Two within ten seconds put the whole peer back into the fallback, for a minute at first.
+ * Something is wrong between us and a peer. Two such within ten seconds put the whole peer back
+ * into the fallback, for a minute at first. end: all flows to it are to be negotiated anew at once.
  */
-static __always_inline void stray(addr_t local, addr_t peer, __u64 now)
+static __always_inline void suspect(addr_t local, addr_t peer, __u64 now, int end)
 {
 	__u32 idx = pair_find(local, peer);
 	struct pool *pool = pool_get();
 	struct pair *pair;
 	int off = 0;
 
-	count(0, C_STRAY);
 	if (!idx || !pool)
 		return;
 	pair = pair_at(idx);
@@ -125,10 +128,19 @@ static __always_inline void stray(addr_t local, addr_t peer, __u64 now)
 	if (++pair->strays >= 2 && now >= pair->off_until) {
 		pair_off(pair, now);
 		off = 1;
+	} else if (end) {
+		pair->gen++;
 	}
 	xm_spin_unlock(&pool->lock);
 	if (off)
 		count(0, C_PATH_OFF);
+}
+
+/* The path, or somebody, spoils keys: a peer bounces packets with keys that we do not use. */
+static __always_inline void stray(addr_t local, addr_t peer, __u64 now)
+{
+	count(0, C_STRAY);
+	suspect(local, peer, now, 0);
 }
 
 static __always_inline int bounced(struct __sk_buff *skb, struct conf *conf,

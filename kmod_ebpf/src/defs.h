@@ -31,6 +31,7 @@
 #define ETHERTYPE_IPV6 0x86dd
 #define ETHERTYPE_LOCAL 0x88b5 /* IEEE 802, local experimental */
 
+#define IPPROTO_ICMP 1
 #define IPPROTO_IPIP 4
 #define IPPROTO_TCP 6
 #define IPPROTO_UDP 17
@@ -90,6 +91,15 @@ struct udp_hdr {
 	__be16 dst;
 	__be16 len;
 	__sum16 check;
+};
+
+#define TCP_RST 0x04 /* at byte 13 of its header */
+
+struct icmp_hdr {
+	__u8 type;
+	__u8 code;
+	__sum16 check;
+	__be32 rest; /* the next hop's MTU, where there is one */
 };
 
 #endif

@@ -27,10 +27,22 @@ static __always_inline int ip_whole(const struct ip_hdr *ip)
 	return ip->frag == be16(IP_DF);
 }
 
+/* Without options. */
+static __always_inline int ip_plain(const struct ip_hdr *ip)
+{
+	return ip->ver_ihl == 0x45;
+}
+
+/* Is it all there? */
+static __always_inline int ip_complete(const struct ip_hdr *ip)
+{
+	return !(ip->frag & be16(IP_MF | IP_OFFSET));
+}
+
 /* Does what follows this header begin with the payload's own header? */
 static __always_inline int ip_begins(const struct ip_hdr *ip)
 {
-	return ip->ver_ihl == 0x45 && !(ip->frag & be16(0x1fff));
+	return ip->ver_ihl == 0x45 && !(ip->frag & be16(IP_OFFSET));
 }
 
 /* The checksum after old became new; the two differ in any field but the checksum. */
@@ -281,6 +293,71 @@ static __always_inline int ip_fib(struct __sk_buff *skb, struct bpf_fib_lookup *
 	ret = xm_fib_lookup(skb, fib, sizeof(*fib), FIB_LOOKUP_OUTPUT);
 	*nexthop = fib->ipv4_dst;
 	return ret;
+}
+
+/* The sum of the header's words, and that of their complements. */
+static __always_inline __u64 ip_sum(const struct ip_hdr *ip)
+{
+	return (__u64)(__u16)~ip_csum(ip) + ip->check;
+}
+
+static __always_inline __u64 ip_sum_not(const struct ip_hdr *ip)
+{
+	return (__u64)ip_csum(ip) + (__u16)~ip->check;
+}
+
+/* The header in an ICMP error's quote: as on the wire, it becomes the container's. */
+static __always_inline void ip_quoted(struct ip_hdr *ip, const struct flow *f)
+{
+	struct ip_hdr wire = *ip;
+
+	ip->tos = (f->dscp << 2) | (ip->tos & 3);
+	ip->id = 0;
+	ip->frag = f->variant & XM_VAR_NODF ? 0 : be16(IP_DF);
+	ip->src = f->sip;
+	ip->dst = f->dip;
+	ip->check = ip_csum_update(&wire, ip);
+}
+
+/* The header of an ICMP error as the container gets it. */
+static __always_inline void ip_error(struct ip_hdr *ip, const struct ip_hdr *wire, addr_t src,
+				     addr_t dst)
+{
+	*ip = *wire;
+	ip->tos = 0;
+	ip->id = 0;
+	ip->frag = be16(IP_DF);
+	ip->src = src;
+	ip->dst = dst;
+	ip->check = ip_csum_update(wire, ip);
+}
+
+/* What other addresses in the header change in an ICMP checksum: it does not cover them. */
+static __always_inline __u64 icmp_pseudo_diff(const struct ip_hdr *old, const struct ip_hdr *new)
+{
+	return 0;
+}
+
+/* ICMP errors (RFC 792): destination unreachable, time exceeded, parameter problem. */
+static __always_inline int icmp_is_error(const struct icmp_hdr *h)
+{
+	return h->type == 3 || h->type == 11 || h->type == 12;
+}
+
+/* Fragmentation needed and DF set. */
+static __always_inline int icmp_too_big(const struct icmp_hdr *h)
+{
+	return h->type == 3 && h->code == 4;
+}
+
+/*
+ * The codes with which a firewall refuses a packet: protocol and port unreachable, which are hosts'
+ * by right, and "administratively prohibited" (RFC 1812, 5.2.7.1).
+ */
+static __always_inline int icmp_refused(const struct icmp_hdr *h)
+{
+	return h->type == 3 &&
+	       (h->code == 2 || h->code == 3 || h->code == 9 || h->code == 10 || h->code == 13);
 }
 
 #endif

@@ -115,6 +115,9 @@ struct entry {
 	__u64 sent_at; /* when sent reached USED_ENOUGH */
 	__u32 gen; /* the link's tx_gen at that time */
 	__u32 sent; /* encoded with this key, up to USED_ENOUGH */
+	__u64 off_until; /* no key is accepted before: a router refused this flow's packets */
+	__u32 off_ms; /* for so long the last time */
+	__u32 proven; /* the receiver has decoded packets of this flow from this peer */
 };
 
 /* So many packets encoded, and none decoded: the path eats them. */
@@ -308,6 +311,10 @@ enum counter {
 	C_CTL_PARAMS,
 	C_CTL_CONFLICT,
 	C_PATH_OFF,
+	C_PEER_GONE,
+	C_ICMP_RX,
+	C_ICMP_REFUSED,
+	C_ICMP_STRAY,
 	C_SANITISED,
 	C_MOVED,
 	C_ERROR,

@@ -9,6 +9,7 @@
 
 #include "control.h"
 #include "decode.h"
+#include "icmp.h"
 
 /* The headers of a fallback packet from the outer IP header on. */
 struct fallback_hdr {
@@ -255,7 +256,7 @@ static __always_inline int underlay_ingress(struct __sk_buff *skb)
 	struct conf *conf;
 	struct ip_hdr ip;
 	struct vtep *vtep;
-	int bounce_dscp;
+	int bounce_dscp, mark_dscp;
 	__u8 dscp;
 
 	/* For this host, and on this device: an untagged VLAN frame belongs to another one. */
@@ -275,7 +276,9 @@ static __always_inline int underlay_ingress(struct __sk_buff *skb)
 		return ACT_UNSPEC;
 	dscp = ip_tos(data + ETH_HLEN) >> 2;
 	bounce_dscp = dscp_is(conf, conf->bounce, dscp);
-	if (likely(!bounce_dscp && !dscp_is(conf, conf->mark, dscp)))
+	mark_dscp = dscp_is(conf, conf->mark, dscp);
+	if (likely(!bounce_dscp && !mark_dscp &&
+		   ((struct ip_hdr *)(data + ETH_HLEN))->proto != PROTO_ICMP))
 		return ACT_UNSPEC;
 
 	ip = *(struct ip_hdr *)(data + ETH_HLEN);
@@ -284,6 +287,10 @@ static __always_inline int underlay_ingress(struct __sk_buff *skb)
 	vtep = vtep_get(ip.dst);
 	if (!vtep)
 		return ACT_UNSPEC;
+	/* DF and our DSCP: a container's own. A router's error has another DSCP, or no DF. */
+	if (ip.proto == PROTO_ICMP && ip_complete(&ip) &&
+	    !((bounce_dscp || mark_dscp) && ip_whole(&ip)))
+		return icmp_ingress(skb, conf, &ip, vtep->port);
 	if (bounce_dscp)
 		return ip_whole(&ip) ? bounced(skb, conf, &ip) : ACT_UNSPEC;
 	if (ip.proto == IPPROTO_UDP && ip_begins(&ip)) {
@@ -311,7 +318,11 @@ static __always_inline int underlay_ingress(struct __sk_buff *skb)
 			return control(skb, conf, fr);
 		}
 	}
-	return ip_whole(&ip) ? decode(skb, conf, &ip) : ACT_UNSPEC;
+	if (!ip_whole(&ip))
+		return ACT_UNSPEC;
+	if (ip.proto == IPPROTO_TCP && !wire_key(conf, conf->mark, &ip) && reset_ingress(skb, &ip))
+		return ACT_UNSPEC;
+	return decode(skb, conf, &ip);
 }
 
 /* Sender: a packet of the vxlan driver leaves. An action, or 0 if it is none of our links'. */

@@ -38,7 +38,16 @@ _GROUPS: dict[str, tuple[str, ...]] = {
         "exhausted",
         "moved",
     ),
-    "bounces": ("bounce_tx", "bounce_rx", "restored", "stray", "path_off"),
+    "bounces": (
+        "bounce_tx",
+        "bounce_rx",
+        "restored",
+        "stray",
+        "path_off",
+        "peer_gone",
+        "icmp_rx",
+        "icmp_refused",
+    ),
     "defence": (
         "sanitised",
         "ctl_bad",
@@ -49,6 +58,7 @@ _GROUPS: dict[str, tuple[str, ...]] = {
         "ctl_auth",
         "ctl_params",
         "ctl_conflict",
+        "icmp_stray",
     ),
 }
 _FALLBACK = "fb_"
