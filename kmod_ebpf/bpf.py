@@ -19,10 +19,12 @@ _SYSCALL = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "s390x": 351, "ppc64l
 _libc = ctypes.CDLL(None, use_errno=True)
 
 MAP_CREATE, MAP_LOOKUP, MAP_UPDATE, MAP_DELETE, MAP_NEXT, PROG_LOAD = 0, 1, 2, 3, 4, 5
+PROG_ATTACH, PROG_DETACH, PROG_QUERY = 8, 9, 16
 PROG_TEST_RUN, PROG_FD_BY_ID, MAP_FD_BY_ID, OBJ_INFO = 10, 13, 14, 15
 BTF_LOAD, MAP_LOOKUP_BATCH, ENABLE_STATS = 18, 24, 32
 
 PROG_TYPE_SCHED_CLS = 3
+TCX_INGRESS, TCX_EGRESS = 46, 47  # enum bpf_attach_type, Linux 6.6
 ANY, NOEXIST, EXIST = 0, 1, 2
 
 _PERCPU_TYPES = frozenset({5, 6, 10})
@@ -169,6 +171,38 @@ def prog_test_run(fd: int, data: bytes, ctx: bytes = b"", room: int = 1024) -> R
         out.raw[: attr.get(12)],
         ctx_out.raw[: attr.get(44)] if ctx else b"",
     )
+
+
+_BEFORE = 8  # BPF_F_BEFORE; without a relative: first of all
+_TCX_MAX = 64  # include/linux/bpf_mprog.h, BPF_MPROG_MAX
+
+
+def prog_attach(ifindex: int, type_: int, fd: int) -> None:
+    """Puts a program at the front of a tcx hook; it stays when the fd is closed."""
+    attr = _Attr()
+    for i, value in enumerate((ifindex, fd, type_, _BEFORE)):
+        attr.put(4 * i, value)
+    attr.call(PROG_ATTACH, 32)
+
+
+def prog_detach(ifindex: int, type_: int, fd: int) -> None:
+    """Takes a program off a tcx hook."""
+    attr = _Attr()
+    for i, value in enumerate((ifindex, fd, type_)):
+        attr.put(4 * i, value)
+    attr.call(PROG_DETACH, 32)
+
+
+def prog_query(ifindex: int, type_: int) -> list[int]:
+    """Ids of the programs on a tcx hook, in the order in which they run."""
+    ids = (ctypes.c_char * (4 * _TCX_MAX))()
+    attr = _Attr()
+    attr.put(0, ifindex)
+    attr.put(4, type_)
+    attr.pointer(16, ids)
+    attr.put(24, _TCX_MAX)
+    attr.call(PROG_QUERY, 64)
+    return list(memoryview(ids.raw).cast("I")[: attr.get(24)])
 
 
 def prog_fd(prog_id: int) -> int:

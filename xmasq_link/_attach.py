@@ -16,8 +16,9 @@ from pyroute2 import IPRoute
 from kmod_ebpf import maps as m
 
 from . import _hold, _offload
-from ._datapath import ARRIVE, ENCODE, IN, OUT, Datapath, api, filters, require_root
+from ._datapath import ARRIVE, ENCODE, IN, OUT, Datapath, api, require_root
 from ._errors import InputError
+from ._hooks import filters
 from ._link import (
     _device,
     _ip,

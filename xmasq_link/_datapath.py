@@ -8,151 +8,39 @@ maps, and the maps say the rest.
 from __future__ import annotations
 
 import contextlib
-import errno
 import functools
 import itertools
 import os
 import secrets
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar, cast
 
 from pyroute2 import IPRoute
-from pyroute2.netlink import nla
 from pyroute2.netlink.exceptions import NetlinkError
-from pyroute2.netlink.rtnl.tcmsg import sched_bpf
-from pyroute2.netlink.rtnl.tcmsg.act_police import nla_plus_police
 
 from kmod_ebpf import bpf, loader
 from kmod_ebpf import maps as m
 
 from . import _hold
 from ._errors import InputError, XmasqError
+from ._hooks import EGRESS, INGRESS, attach, clsact_devices, detach, filters, prepare
 from ._netns import Netns, netns
 from ._wire import BOUNCE, MARK, SEG_BITS
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
-INGRESS, EGRESS = 0xFFFFFFF2, 0xFFFFFFF3  # TC_H_MIN_INGRESS, TC_H_MIN_EGRESS of clsact
 ENCODE, ARRIVE, IN, OUT = "xmasq_encode", "xmasq_arrive", "xmasq_ingress", "xmasq_egress"
-_ETH_P_ALL = 0x0300  # in network order, as in tcm_info
-
-
-class _BpfOptions(nla, nla_plus_police):  # type: ignore[misc]
-    """pyroute2 0.9 leaves out the program's id (linux/pkt_cls.h, TCA_BPF_ID = 11).
-
-    Not derived from its class: what that has compiled of its own map by then would be inherited.
-    """
-
-    nla_map = (
-        *sched_bpf.options.nla_map,
-        ("TCA_BPF_FLAGS_GEN", "uint32"),
-        ("TCA_BPF_TAG", "hex"),
-        ("TCA_BPF_ID", "uint32"),
-    )
-    bpf_act = sched_bpf.options.bpf_act
-
-
-sched_bpf.options = _BpfOptions
-
-
-@dataclass(frozen=True)
-class Filter:
-    """One of our filters on a device."""
-
-    ifindex: int
-    parent: int
-    prio: int
-    handle: int
-    name: str
-    prog_id: int
-
-
-def _raw_filters(ipr: IPRoute, ifindex: int, parent: int) -> Iterator[tuple[int, int, str, str, int | None]]:
-    """Priority, handle, kind, name and program id of all filters of a hook."""
-    try:
-        dump = ipr.get_filters(index=ifindex, parent=parent)
-    except NetlinkError as e:
-        if e.code in (errno.EINVAL, errno.ENODEV):  # no clsact, or no such device any more
-            return
-        raise
-    for msg in dump:
-        options = msg.get_attr("TCA_OPTIONS")
-        name = prog = None
-        if msg.get_attr("TCA_KIND") == "bpf" and options:
-            name, prog = options.get_attr("TCA_BPF_NAME"), options.get_attr("TCA_BPF_ID")
-        yield msg["info"] >> 16, msg["handle"], msg.get_attr("TCA_KIND") or "", name or "", prog
-
-
-def filters(ipr: IPRoute, ifindex: int) -> list[Filter]:
-    """Our filters on a device."""
-    return [
-        Filter(ifindex, parent, prio, handle, name, prog)
-        for parent in (INGRESS, EGRESS)
-        for prio, handle, _, name, prog in _raw_filters(ipr, ifindex, parent)
-        if name in loader.PROGRAMS and prog is not None
-    ]
-
-
-def clsact_devices(ipr: IPRoute) -> list[int]:
-    """Indexes of the devices that have a clsact qdisc."""
-    return [q["index"] for q in ipr.get_qdiscs() if q.get_attr("TCA_KIND") == "clsact"]
-
-
-def attach(ipr: IPRoute, ifindex: int, parent: int, name: str, fd: int) -> None:
-    """Puts a program at the front of a hook; other filters stay as they are.
-
-    The front, because a foreign program that ends the chain would otherwise keep our packets, and
-    with them the marks that sanitising looks for, from us.
-    """
-    taken = list(_raw_filters(ipr, ifindex, parent))
-    handles = {(prio, handle) for prio, handle, *_ in taken}
-    foreign = {prio for prio, _, kind, _, _ in taken if kind != "bpf"}
-    prio = next(p for p in range(1, 65536) if p not in foreign)
-    handle = next(h for h in range(1, 65536) if (prio, h) not in handles)
-    ipr.tc(
-        "add-filter", "bpf", ifindex, handle, fd=fd, name=name, parent=parent, direct_action=True, prio=prio
-    )
-
-
-def detach(ipr: IPRoute, f: Filter) -> None:
-    """Removes one of our filters."""
-    with _gone_is_fine():
-        ipr.tc(
-            "del-filter",
-            index=f.ifindex,
-            handle=f.handle,
-            parent=f.parent,
-            kind="bpf",
-            info=f.prio << 16 | _ETH_P_ALL,
-        )
-
-
-def _add_clsact(ipr: IPRoute, ifindex: int, undo: contextlib.ExitStack) -> None:
-    if ifindex not in clsact_devices(ipr):
-        undo.callback(_remove_clsact, ipr, ifindex)
-        ipr.tc("add", "clsact", ifindex)
-
-
-def _remove_clsact(ipr: IPRoute, ifindex: int) -> None:
-    """Undoes the qdisc of a creation that failed, unless somebody uses it by now."""
-    if not any(True for parent in (INGRESS, EGRESS) for _ in _raw_filters(ipr, ifindex, parent)):
-        with _gone_is_fine():
-            ipr.tc("del", "clsact", ifindex)
-
-
-@contextlib.contextmanager
-def _gone_is_fine() -> Iterator[None]:
-    try:
-        yield
-    except NetlinkError as e:
-        if e.code not in (errno.ENOENT, errno.ENODEV, errno.EINVAL):
-            raise
 
 
 def u32(value: int) -> bytes:
     """A map key."""
     return value.to_bytes(4, "little")
+
+
+def _all_devices(ipr: IPRoute) -> Iterator[int]:
+    """Indexes of all devices; asks the kernel when the first is wanted."""
+    for msg in ipr.get_links():
+        yield msg["index"]
 
 
 class Datapath:
@@ -177,9 +65,9 @@ class Datapath:
     def find(cls, ipr: IPRoute, devices: list[int] | None = None) -> Datapath | None:
         """The namespace's datapath, or None. devices: those to look at first."""
         seen: dict[str, int] = {}
-        order = list(dict.fromkeys([*(devices or []), *clsact_devices(ipr)]))
-        for ifindex in order:
-            for f in filters(ipr, ifindex):
+        clsact = clsact_devices(ipr)
+        for ifindex in itertools.chain(devices or [], _all_devices(ipr)):
+            for f in filters(ipr, ifindex, clsact=clsact):
                 seen.setdefault(f.name, f.prog_id)
             if len(seen) == len(loader.PROGRAMS):
                 break
@@ -284,7 +172,7 @@ class Datapath:
 
     def hook_underlay(self, ipr: IPRoute, ifindex: int, mtu: int, undo: contextlib.ExitStack) -> None:
         """Sees to it that an underlay device has the hooks."""
-        _add_clsact(ipr, ifindex, undo)
+        prepare(ipr, ifindex, undo)
         undo.callback(self.release_underlay, ipr, ifindex)
         self.maps["underlays"].update(u32(ifindex), m.Underlay(mtu=mtu).raw())
         for parent, name in ((EGRESS, OUT), (INGRESS, IN)):
@@ -301,11 +189,7 @@ class Datapath:
                 detach(ipr, f)
 
     def release_underlay(self, ipr: IPRoute, ifindex: int) -> None:
-        """Removes the hooks of an underlay device if no link needs them any more.
-
-        An empty clsact qdisc stays: to take it away the kernel stops the whole device for a moment
-        (net/sched/sch_api.c, qdisc_graft), and packets are lost.
-        """
+        """Removes the hooks of an underlay device if no link needs them any more."""
         if any(link.underlay == ifindex for link in self.links().values()):
             return
         for f in filters(ipr, ifindex):
@@ -314,7 +198,7 @@ class Datapath:
 
     def hook_link(self, ipr: IPRoute, ifindex: int, undo: contextlib.ExitStack) -> None:
         """Attaches encode and arrive to a link. They go with the device."""
-        _add_clsact(ipr, ifindex, undo)
+        prepare(ipr, ifindex, undo)
         undo.callback(self.unhook_link, ipr, ifindex)
         self._hook(ipr, ifindex, INGRESS, ARRIVE)
         self._hook(ipr, ifindex, EGRESS, ENCODE)

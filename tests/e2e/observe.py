@@ -198,14 +198,25 @@ def meet(overlay: Overlay) -> None:
                 assert host.ping(other, count=1).received == 1
 
 
+def on_hook(host: Host, device: str, side: str) -> list[tuple[str, int]]:
+    """Names and ids of the programs on a device's hook in the order in which they run: tcx, then filters."""
+
+    def tcx() -> list[tuple[str, int]]:
+        found = []
+        for number in bpf.prog_query(socket.if_nametoindex(device), {"ingress": 46, "egress": 47}[side]):
+            fd = bpf.prog_fd(number)
+            found.append((bpf.prog_info(fd).name, number))
+            os.close(fd)
+        return found
+
+    filters = json.loads(host.run(f"tc -j filter show dev {device} {side}").stdout or "[]")
+    options = [one["options"] for one in filters if "prog" in one.get("options", {})]
+    return host.inside(tcx) + [(one["bpf_name"], one["prog"]["id"]) for one in options]
+
+
 def programs(host: Host, device: str) -> dict[str, int]:
-    """The ids of the tc programs on a device by their names."""
-    found = {}
-    for side in ("ingress", "egress"):
-        for one in json.loads(host.run(f"tc -j filter show dev {device} {side}").stdout or "[]"):
-            if "prog" in one.get("options", {}):
-                found[one["options"]["bpf_name"]] = one["options"]["prog"]["id"]
-    return found
+    """The ids of the programs on a device's hooks by their names."""
+    return dict(on_hook(host, device, "ingress") + on_hook(host, device, "egress"))
 
 
 def maps_of(program: int) -> set[int]:

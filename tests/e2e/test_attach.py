@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,9 +16,11 @@ from typing import Any
 
 import pytest
 
+from kmod_ebpf import bpf
 from tests.lab import Host, Lab, Overlay, routed_overlay, tcp_transfer, xmasq, xmasq_json
+from xmasq_link import _hooks, attach_link, detach_link
 
-from .observe import Stream, kinds, negotiate, programs, seen, stats, watch
+from .observe import Stream, flow, kinds, negotiate, programs, seen, stats, until, watch
 
 pytestmark = pytest.mark.e2e
 
@@ -36,6 +40,15 @@ def about(host: Host, device: str) -> list[Any]:
 
 def hooks(host: Host, device: str) -> set[str]:
     return set(programs(host, device))
+
+
+def strip(device: str) -> None:
+    """Takes all tcx programs off a device."""
+    for side in (bpf.TCX_INGRESS, bpf.TCX_EGRESS):
+        for number in bpf.prog_query(socket.if_nametoindex(device), side):
+            fd = bpf.prog_fd(number)
+            bpf.prog_detach(socket.if_nametoindex(device), side, fd)
+            os.close(fd)
 
 
 @pytest.fixture
@@ -64,6 +77,45 @@ def test_the_device_stays_as_it_is(plain):
     with watch(host, "udp") as capture:
         assert a.ping(b, count=3).received == 3
     assert set(kinds(seen(capture))) == {"vxlan"}
+
+
+def test_without_tcx(plain, monkeypatch):
+    """As on kernels before 6.6: with filters."""
+    monkeypatch.setattr(_hooks, "has_tcx", lambda: False)
+    a, b = plain.containers
+    for host in plain.hosts:
+        attach_link("xm0", netns=host.name)
+        assert "xmasq_encode" in host.run("tc filter show dev xm0 egress").stdout
+    negotiate(a, b)
+    assert tcp_transfer(a, b, 1_000_000).size == 1_000_000
+    for host in plain.hosts:
+        detach_link("xm0", netns=host.name)
+        assert hooks(host, "xm0") == hooks(host, "eth0") == set()
+
+
+def test_nothing_is_lost(plain):
+    """Not while a device becomes a link or a plain device again, and not of the underlay's own traffic."""
+    a, b = plain.containers
+    with (
+        Stream(a, b, rate=5000) as there,
+        Stream(b, a, rate=5000) as back,
+        Stream(*plain.hosts, rate=5000) as own,
+    ):
+        streams = (there, back, own)
+
+        def go_on() -> None:
+            for one in streams:
+                one.wait_for(len(one.numbers) + 500)
+
+        for command in ("attach", "detach"):
+            for host in plain.hosts:
+                go_on()
+                xmasq(host, command, "xm0")
+            go_on()
+            if command == "attach":
+                until(lambda: flow(a, b) and flow(b, a), "both directions are encoded")
+                go_on()
+    assert [(one.lost, one.duplicates) for one in streams] == [(0, 0)] * 3
 
 
 def test_shown_as_attached(plain):
@@ -112,13 +164,20 @@ def test_only_detaching_ends_an_attached_link(plain):
     assert len(xmasq_json(host, "link", "show")) == 1
 
 
-def test_attached_again_when_others_took_the_hooks_off(plain):
+@pytest.mark.parametrize("tcx", [True, False], ids=["tcx", "clsact"])
+def test_attached_again_when_others_took_the_hooks_off(plain, monkeypatch, tcx):
     host = plain.hosts[0]
-    for device, rest in (("xm0", hooks), ("eth0", hooks)):
-        xmasq(host, "attach", "xm0")
-        for side in ("ingress", "egress"):
-            host.run(f"tc filter del dev {device} {side}")
-        assert rest(host, device) == set()
+    for device in ("xm0", "eth0"):
+        with monkeypatch.context() as patch:
+            patch.setattr(_hooks, "has_tcx", lambda: tcx)
+            attach_link("xm0", netns=host.name)
+        assert bool(host.run(f"tc filter show dev {device} egress").stdout) is not tcx
+        if tcx:
+            host.inside(lambda device=device: strip(device))
+        else:
+            for side in ("ingress", "egress"):
+                host.run(f"tc filter del dev {device} {side}")
+        assert hooks(host, device) == set()
         xmasq(host, "attach", "xm0")
         assert hooks(host, "xm0") == LINK_HOOKS
         assert hooks(host, "eth0") == UNDERLAY_HOOKS
@@ -227,7 +286,7 @@ import os, signal, sys
 from xmasq_link._cli.main import main
 import xmasq_link._attach
 
-OURS = ("/_attach.py", "/_link.py", "/_datapath.py", "/_hold.py", "/nlsocket.py", "/iproute/linux.py")
+OURS = ("/_attach.py", "/_link.py", "/_datapath.py", "/_hooks.py", "/bpf.py", "/_hold.py", "/nlsocket.py")
 
 def run(step, words):
     seen = 0

@@ -21,6 +21,8 @@ from kmod_ebpf import bpf
 from kmod_ebpf.maps import COUNTERS
 from tests.lab import Host, Lab, routed_overlay, xmasq, xmasq_json
 
+from .observe import programs
+
 pytestmark = pytest.mark.e2e
 
 XMASQ = [sys.executable, "-m", "xmasq_link"]
@@ -54,17 +56,7 @@ def tc(host: Host, args: str) -> Any:
 
 def hooks(host: Host, dev: str) -> dict[str, int]:
     """Our programs on a device, by name, with their ids."""
-    found = {}
-    for side in ("ingress", "egress"):
-        for one in tc(host, f"filter show dev {dev} {side}"):
-            name = one.get("options", {}).get("bpf_name", "")
-            if name.startswith("xmasq_"):
-                found[name] = one["options"]["prog"]["id"]
-    return found
-
-
-def clsact(host: Host) -> list[str]:
-    return sorted(q["dev"] for q in tc(host, "qdisc show") if q["kind"] == "clsact")
+    return {name: prog for name, prog in programs(host, dev).items() if name.startswith("xmasq_")}
 
 
 def state(host: Host) -> dict[str, Any]:
@@ -73,28 +65,25 @@ def state(host: Host) -> dict[str, Any]:
         (link["ifindex"], link["ifname"], link["mtu"], sorted(link["flags"]), link.get("linkinfo"))
         for link in host.ip_json("link show")
     ]
-    devices = clsact(host)
+    devices = [name for _, name, *_ in links]
     filters = {
         (dev, side): tc(host, f"filter show dev {dev} {side}")
         for dev in devices
         for side in ("ingress", "egress")
     }
-    programs = sorted({prog for dev in devices for prog in hooks(host, dev).values()})
+    found = sorted({prog for dev in devices for prog in programs(host, dev).values()})
     maps: set[int] = set()
-    for prog in programs:
+    for prog in found:
         fd = bpf.prog_fd(prog)
         maps.update(bpf.prog_info(fd).map_ids)
         os.close(fd)
-    return {"links": links, "clsact": devices, "filters": filters, "programs": programs, "maps": maps}
-
-
-def with_qdisc(host: Host) -> dict[str, Any]:
-    """The state with the empty clsact qdisc, which stays on the underlay when its last link goes.
-
-    To remove it the kernel would stop the device for a moment.
-    """
-    host.run("tc qdisc add dev eth0 clsact")
-    return state(host)
+    return {
+        "links": links,
+        "qdiscs": tc(host, "qdisc show"),
+        "filters": filters,
+        "programs": found,
+        "maps": maps,
+    }
 
 
 def one_line(result: Any, code: int) -> str:
@@ -421,12 +410,13 @@ def test_ip_netns_exec(host):
 
 
 def test_delete_removes_all(host):
-    before = with_qdisc(host)
+    before = state(host)
     xmasq(host, *ADD, "up")
     assert hooks(host, "xm0").keys() == {"xmasq_encode", "xmasq_arrive"}
     assert hooks(host, "eth0").keys() == {"xmasq_ingress", "xmasq_egress"}
     during = state(host)
-    assert during["clsact"] == ["eth0", "xm0"]
+    # Adding one would stop the device.
+    assert {qdisc["kind"] for qdisc in during["qdiscs"]} == {qdisc["kind"] for qdisc in before["qdiscs"]}
     xmasq(host, "link", "del", "xm0")
     assert state(host) == before
     # Programs and maps end when the kernel has seen their last user off, a moment later.
@@ -470,7 +460,7 @@ def test_what_is_not_ours_stays(host):
 
 
 def test_device_deleted_by_others(host):
-    before = with_qdisc(host)
+    before = state(host)
     xmasq(host, *ADD)
     programs = state(host)["programs"]
     host.ip("link del xm0")
@@ -485,7 +475,7 @@ def test_device_deleted_by_others(host):
 
 def test_several_at_the_same_time(host):
     """They wait for each other: one datapath, and none takes it from the others."""
-    before = with_qdisc(host)
+    before = state(host)
     numbers = range(4)
     adds = [
         host.popen([*XMASQ, "link", "add", f"xm{n}", "id", f"{n}", "local", host.address]) for n in numbers
@@ -513,7 +503,7 @@ from xmasq_link._cli import link
 from xmasq_link._cli.main import main
 import xmasq_link._link
 
-OURS = ("/_link.py", "/_datapath.py", "/_hold.py", "/_netns.py", "/nlsocket.py", "/iproute/linux.py")
+OURS = ("/_link.py", "/_datapath.py", "/_hooks.py", "/_hold.py", "/_netns.py", "/nlsocket.py", "/linux.py")
 OFTEN = ("__init__", "links", "stats", "<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>")
 
 def run(step, words):
@@ -606,7 +596,7 @@ def test_creation_interrupted_at_many_steps(host):
 
 def test_deletion_is_not_left_half_way(host):
     driver = Driver(host)
-    before = with_qdisc(host)
+    before = state(host)
     assert driver.run(0, *ADD)[0] == 0
     _, steps = driver.run(0, "link", "del", "xm0")
     for step in some_steps(steps, 12):

@@ -176,6 +176,7 @@ from kmod_ebpf import bpf
 program = bpf.prog_load("foreign", bytes.fromhex("b7000000ffffffff9500000000000000"))
 with IPRoute() as ipr:
     (index,) = ipr.link_lookup(ifname="eth0")
+    ipr.tc("add", "clsact", index)
     ipr.tc("add-filter", "bpf", index, 1, fd=program, name="foreign", parent=0xFFFFFFF2, direct_action=True)
 import xmasq_link
 print([link.name for link in xmasq_link.links()])

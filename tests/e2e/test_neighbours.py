@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import socket
 import struct
@@ -25,6 +24,7 @@ from .observe import (
     Seen,
     flow,
     negotiate,
+    on_hook,
     programs,
     seen,
     stats,
@@ -76,24 +76,27 @@ def _counting(map_fd: int, verdict: int) -> bytes:
 
 
 @contextlib.contextmanager
-def foreign(host: Host, *, prio: int, verdict: int, clsact: bool) -> Iterator[list[Foreign]]:
-    """Puts such programs on both hooks of ``eth0``; ``clsact``: also the qdisc that has the hooks."""
+def foreign(host: Host, *, prio: int, verdict: int) -> Iterator[list[Foreign]]:
+    """Puts such programs on both hooks of ``eth0``: as clsact filters, or for priority 0 with tcx."""
     from pyroute2 import IPRoute
 
     found = []
     with contextlib.ExitStack() as stack:
-        if clsact:
+        if prio:
             host.run("tc qdisc add dev eth0 clsact")
         for side, parent in zip(SIDES, (0xFFFFFFF2, 0xFFFFFFF3), strict=True):
             seen_map = bpf.Map.create("seen", 2, 4, 8, 1)
             stack.callback(seen_map.close)
-            name = f"foreign_{side}_{prio}"
-            program = bpf.prog_load("foreign", _counting(seen_map.fd, verdict))
+            name = f"foreign_{side}_{prio}"[:15]
+            program = bpf.prog_load(name, _counting(seen_map.fd, verdict))
             stack.callback(os.close, program)
 
             def attach(parent: int = parent, name: str = name, program: int = program) -> None:
                 with IPRoute() as ipr:
                     (index,) = ipr.link_lookup(ifname="eth0")
+                    if not prio:
+                        bpf.prog_attach(index, bpf.TCX_INGRESS + SIDES.index(name.split("_")[1]), program)
+                        return
                     ipr.tc(
                         "add-filter",
                         "bpf",
@@ -113,23 +116,22 @@ def foreign(host: Host, *, prio: int, verdict: int, clsact: bool) -> Iterator[li
 
 def order(host: Host, side: str) -> list[str]:
     """The programs on a hook of ``eth0`` in the order in which they run."""
-    listed = json.loads(host.run(f"tc -j filter show dev eth0 {side}").stdout)
-    return [one["options"]["bpf_name"] for one in listed if "prog" in one.get("options", {})]
+    return [name for name, _ in on_hook(host, "eth0", side)]
 
 
 @pytest.mark.parametrize(
     ("prio", "verdict", "first"),
-    [(1, UNSPEC, True), (1, OK, True), (100, UNSPEC, False), (100, OK, False)],
-    ids=["before", "before, ends the chain", "after", "after, ends the chain"],
+    [(1, UNSPEC, True), (1, OK, True), (100, UNSPEC, False), (100, OK, False), (0, OK, True)],
+    ids=["before", "before, ends the chain", "after", "after, ends the chain", "tcx, ends the chain"],
 )
 def test_foreign_programs_on_the_same_hooks(lab, prio, verdict, first):
-    """``first``: they were there before the link, and so was the qdisc."""
+    """``first``: they were there before the link."""
     hosts = lab.hosts(2)
     host = hosts[0]
     with contextlib.ExitStack() as stack:
 
         def add() -> list[Foreign]:
-            return stack.enter_context(foreign(host, prio=prio, verdict=verdict, clsact=first))
+            return stack.enter_context(foreign(host, prio=prio, verdict=verdict))
 
         others = add() if first else []
         overlay = routed_overlay(hosts)
@@ -160,11 +162,11 @@ def test_foreign_programs_on_the_same_hooks(lab, prio, verdict, first):
             "egress": "xmasq_egress",
         }
         xmasq(host, "link", "del", "xm0")
-        left = {f"foreign_{one.side}_{prio}": one.id for one in others}
+        left = {f"foreign_{one.side}_{prio}"[:15]: one.id for one in others}
         assert programs(host, "eth0") == left
         talk()
         for one in others:
-            assert order(host, one.side) == [f"foreign_{one.side}_{prio}"]
+            assert order(host, one.side) == [f"foreign_{one.side}_{prio}"[:15]]
 
 
 def raw(where: Container | Host) -> socket.socket:
