@@ -12,7 +12,7 @@ import re
 import struct
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,6 +23,13 @@ SOURCE = Path(__file__).parent / "src"
 PROGRAMS = ("xmasq_encode", "xmasq_egress", "xmasq_ingress", "xmasq_arrive")
 #: Run by user space, loaded when it is needed.
 FLUSH = "xmasq_flush"
+
+#: What is compiled together: a main text, and its programs.
+DATAPATH = ("xmasq.c", (*PROGRAMS, FLUSH))
+CAPTURE_IN, CAPTURE_OUT = "xmasq_show_in", "xmasq_show_out"
+CAPTURE = ("capture.c", (CAPTURE_IN, CAPTURE_OUT))
+Unit = tuple[str, tuple[str, ...]]
+
 CACHE = Path("/var/cache/xmasq")
 _COMPILE_SECONDS = 120
 
@@ -90,13 +97,13 @@ def _digest() -> str:
     return h.hexdigest()
 
 
-def _run_compiler() -> str:
+def _run_compiler(unit: Unit) -> str:
     env = dict(os.environ)
     package = str(Path(__file__).parent.parent)
     env["PYTHONPATH"] = os.pathsep.join(filter(None, [package, env.get("PYTHONPATH")]))
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "kmod_ebpf._compile", str(SOURCE), *PROGRAMS, FLUSH],
+            [sys.executable, "-m", "kmod_ebpf._compile", str(SOURCE / unit[0]), *unit[1]],
             capture_output=True,
             text=True,
             timeout=_COMPILE_SECONDS,
@@ -113,12 +120,12 @@ def _run_compiler() -> str:
     return done.stdout
 
 
-def compile_object(cache: Path | None = CACHE) -> Object:
-    """The compiled datapath, from the cache if the source has not changed.
+def compile_object(cache: Path | None = CACHE, unit: Unit = DATAPATH) -> Object:
+    """What is compiled of a unit, from the cache if the sources have not changed.
 
     cache: a directory that only root can write, or None. Raises CompileError.
     """
-    file = cache / f"{_digest()}.json" if cache else None
+    file = cache / f"{_digest()}-{Path(unit[0]).stem}.json" if cache else None
     text = None
     if file:
         with contextlib.suppress(OSError):
@@ -126,7 +133,7 @@ def compile_object(cache: Path | None = CACHE) -> Object:
             if stat.st_uid == 0 and not stat.st_mode & 0o022:
                 text = file.read_text()
     if text is None:
-        text = _run_compiler()
+        text = _run_compiler(unit)
         if file and cache:
             with contextlib.suppress(OSError):  # a read-only system only compiles more often
                 cache.mkdir(mode=0o755, parents=True, exist_ok=True)
@@ -164,8 +171,15 @@ def _create_map(spec: Mapping[str, int | str], sizes: Mapping[str, int]) -> bpf.
             os.close(types[0])
 
 
-def load(obj: Object, sizes: Mapping[str, int] | None = None) -> Loaded:
-    """Creates the maps and loads the programs. sizes: max_entries of maps other than the default.
+def load(
+    obj: Object,
+    sizes: Mapping[str, int] | None = None,
+    programs: Sequence[str] = PROGRAMS,
+    called: Mapping[str, str] | None = None,
+) -> Loaded:
+    """Creates the maps and loads programs.
+
+    sizes: max_entries of maps other than the default. called: names of programs other than their own.
 
     Raises LoadError, and then has left nothing behind.
     """
@@ -176,22 +190,25 @@ def load(obj: Object, sizes: Mapping[str, int] | None = None) -> Loaded:
                 loaded.maps[str(spec["name"])] = _create_map(spec, sizes or {})
             except OSError as e:
                 raise LoadError(f"the kernel refuses the map {spec['name']}: {e.strerror}") from e
-        for name in PROGRAMS:
-            loaded.programs[name] = load_program(obj, name, loaded.maps)
+        for name in programs:
+            loaded.programs[name] = load_program(obj, name, loaded.maps, (called or {}).get(name, ""))
     except BaseException:
         loaded.close()
         raise
     return loaded
 
 
-def load_program(obj: Object, name: str, maps: Mapping[str, bpf.Map]) -> int:
-    """Loads one program onto existing maps; returns its fd. Raises LoadError."""
+def load_program(obj: Object, name: str, maps: Mapping[str, bpf.Map], called: str = "") -> int:
+    """Loads one program onto existing maps; returns its fd. called: if it shall have another name.
+
+    Raises LoadError.
+    """
     prog = next(p for p in obj.programs if p["name"] == name)
     insns = bytearray(base64.b64decode(str(prog["insns"])))
     for at, map_name in prog["relocations"]:  # type: ignore[attr-defined]
         struct.pack_into("<i", insns, at + 4, maps[map_name].fd)
     try:
-        return bpf.prog_load(name, bytes(insns))
+        return bpf.prog_load(called or name, bytes(insns))
     except OSError as e:
         log = str(e.strerror)
         last = [x for x in log.strip().splitlines() if x and not x.startswith("processed")]

@@ -15,6 +15,7 @@ from typing import Self
 
 Secret = u64 * 2
 Pad3 = u16 * 3
+Pad7 = u8 * 7
 Headers = u64 * 12
 Mac = u8 * 6
 Be32 = u8 * 4
@@ -293,6 +294,24 @@ class Pool(Struct):
     """The allocator's lock and hands."""
 
     _fields_ = [("lock", u32), ("block_hand", u32), ("pair_hand", u32), ("pad", u32)]
+
+
+FRAME_IN, FRAME_OUT = 1, 2
+
+
+class Frame(Struct):
+    """What a capture shows in front of a packet's bytes (src/capture.c)."""
+
+    _fields_ = [
+        ("at", u64),
+        ("len", u32),
+        ("caplen", u32),
+        ("ifindex", u32),
+        ("vlan_tci", u16),
+        ("vlan_proto", Be16),
+        ("direction", u8),
+        ("pad", Pad7),
+    ]
 
 
 #: Names of the counters of a link, in the order of enum counter in maps.h.

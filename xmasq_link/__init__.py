@@ -14,19 +14,23 @@ from ._errors import InputError, XmasqError
 
 if TYPE_CHECKING:
     from ._attach import attach_link, detach_link
+    from ._capture import Capture, capture
     from ._flow import flows, flush, keys, peers
     from ._link import create_link, delete_link, links, set_link
-    from ._model import Flow, Key, Link, Peer
+    from ._model import Flow, Frame, Key, Link, Peer
     from ._netns import netns
 
 __all__ = [
+    "Capture",
     "Flow",
+    "Frame",
     "InputError",
     "Key",
     "Link",
     "Peer",
     "XmasqError",
     "attach_link",
+    "capture",
     "create_link",
     "delete_link",
     "detach_link",
@@ -41,9 +45,10 @@ __all__ = [
 
 _HOME = {
     "_attach": ("attach_link", "detach_link"),
+    "_capture": ("Capture", "capture"),
     "_flow": ("flows", "flush", "keys", "peers"),
     "_link": ("create_link", "delete_link", "links", "set_link"),
-    "_model": ("Flow", "Key", "Link", "Peer"),
+    "_model": ("Flow", "Frame", "Key", "Link", "Peer"),
     "_netns": ("netns",),
 }
 

@@ -94,3 +94,24 @@ class Peer:
     keys: int
     verdict: str
     off_for_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """A captured packet.
+
+    time_ns: since the epoch. direction: "out" (into the link, before it is encoded) or "in" (out of
+    it, after it was restored). length: in bytes, Ethernet header included; of a buffer that leaves
+    as several segments, all of it. data: its first bytes, up to the snaplen.
+    """
+
+    time_ns: int
+    direction: str
+    length: int
+    data: bytes = field(repr=False)
+
+    def __str__(self) -> str:
+        """In a few words, as tcpdump has them."""
+        from ._summary import summary
+
+        return summary(self.data, self.length)

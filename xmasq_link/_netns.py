@@ -65,7 +65,7 @@ def netns(name: Netns | None) -> Iterator[None]:
         return
     with contextlib.ExitStack() as stack:
         stack.callback(os.close, target)
-        back = os.open(_SELF, os.O_RDONLY | os.O_CLOEXEC)
+        back = here()
         stack.callback(os.close, back)
         try:
             setns(target)
@@ -73,6 +73,11 @@ def netns(name: Netns | None) -> Iterator[None]:
             raise InputError("netns", f'cannot enter "{name}": {os.strerror(e.errno or 0)}') from e
         stack.callback(setns, back)
         yield
+
+
+def here() -> int:
+    """A descriptor of the present namespace, which is the caller's to close."""
+    return os.open(_SELF, os.O_RDONLY | os.O_CLOEXEC)
 
 
 def cookie() -> str:
@@ -94,7 +99,7 @@ def locked() -> Iterator[None]:
 
     The lock lies on the namespace's own file, so it ends with the process and with the namespace.
     """
-    fd = os.open(_SELF, os.O_RDONLY | os.O_CLOEXEC)
+    fd = here()
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
         yield

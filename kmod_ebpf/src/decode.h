@@ -185,6 +185,7 @@ static __always_inline int bounced(struct __sk_buff *skb, struct conf *conf,
 		return ACT_SHOT;
 	}
 	count(id ? *id : 0, C_RESTORED);
+	skb->cb[CB_RESTORED] = conf->magic; /* a capture has seen it already (capture.c) */
 	/* Out of the link once more: this time there is no grant. */
 	return xm_redirect(t.flow.ifindex, 0);
 }

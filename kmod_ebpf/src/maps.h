@@ -325,4 +325,19 @@ struct counters {
 	__u64 c[C_MAX];
 };
 
+/* What a capture shows in front of a packet's bytes (capture.c). */
+#define FRAME_IN 1
+#define FRAME_OUT 2
+
+struct frame {
+	__u64 at; /* boot time, ns */
+	__u32 len; /* Ethernet header included; of all segments, if there are several */
+	__u32 caplen;
+	__u32 ifindex;
+	__u16 vlan_tci;
+	__be16 vlan_proto; /* 0: no tag beside the packet */
+	__u8 direction; /* FRAME_IN or FRAME_OUT */
+	__u8 pad[7];
+};
+
 #endif

@@ -59,6 +59,7 @@ enum kind {
 #define CB_NONCE 2
 #define CB_LINK 3
 #define CB_TC_INDEX 4
+#define CB_RESTORED CB_KEY /* without a mark, at the link's egress: conf.magic */
 
 static __always_inline void count(__u32 link, enum counter which)
 {

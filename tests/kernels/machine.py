@@ -135,8 +135,9 @@ class Machine:
             return int((self.directory / "status").read_text())
         except (FileNotFoundError, ValueError):
             raise self._error(
-                "ended without a result" if up else f"did not boot: QEMU ended with {process.returncode}: "
-                f"{rest.decode(errors='replace')}"
+                "ended without a result"
+                if up
+                else f"did not boot: QEMU ended with {process.returncode}: {rest.decode(errors='replace')}"
             ) from None
 
     def _error(self, what: str) -> KernelsError:

@@ -32,6 +32,7 @@ C_NAMES = {
     m.MacSeen: "mac_seen",
     m.Scratch: "scratch",
     m.Pool: "pool",
+    m.Frame: "frame",
 }
 
 
@@ -53,7 +54,7 @@ def test_sizes_and_offsets() -> None:
 
 
 def test_constants_and_order_of_the_counters() -> None:
-    names = [name for name in vars(m) if name.startswith("LINK_")] + ["BLOCK_KEYS", "PAIR_BLOCKS"]
+    names = [name for name in vars(m) if name.startswith(("LINK_", "FRAME_"))] + ["BLOCK_KEYS", "PAIR_BLOCKS"]
     claims = {name: getattr(m, name) for name in names}
     claims["XM_VAR_NODF"] = m.VAR_NODF
     claims |= {f"C_{name.upper()}": i for i, name in enumerate(m.COUNTERS)}

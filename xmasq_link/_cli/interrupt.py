@@ -21,11 +21,15 @@ def _module(frame: FrameType) -> str:
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal ended the command."""
+    """A signal ended the command.
+
+    handled: set by a command that such a signal ends in good order, as Ctrl-C does a capture.
+    """
 
     def __init__(self, signum: int) -> None:
         super().__init__(signum)
         self.signum = signum
+        self.handled = False
 
 
 class Signals:
@@ -45,7 +49,7 @@ class Signals:
         self._old: dict[int, Callable[[int, FrameType | None], Any] | int | None] = {}
         self._bottom: FrameType | None = None
         self._caught: int | None = None
-        self._raised = False
+        self._raised: Interrupted | None = None
         self._held = False
 
     def __enter__(self) -> Signals:
@@ -64,7 +68,7 @@ class Signals:
             sys.setprofile(None)
         for signum, old in self._old.items():
             signal.signal(signum, signal.SIG_IGN if self._last else old)
-        if kind is None and self._caught is not None:
+        if kind is None and self._caught is not None and not (self._raised and self._raised.handled):
             raise Interrupted(self._caught)
 
     @contextlib.contextmanager
@@ -93,9 +97,9 @@ class Signals:
 
     def _raise(self) -> None:
         assert self._caught is not None
-        self._raised = True
+        self._raised = Interrupted(self._caught)
         sys.setprofile(None)
-        raise Interrupted(self._caught)
+        raise self._raised
 
     def _safe(self, frame: FrameType | None) -> bool:
         """Whether an exception may be raised in this frame."""
