@@ -15,6 +15,7 @@ from ._errors import InputError, XmasqError
 if TYPE_CHECKING:
     from ._attach import attach_link, detach_link
     from ._capture import Capture, capture
+    from ._cni.agent import run_agent
     from ._flow import flows, flush, keys, peers
     from ._link import create_link, delete_link, links, set_link
     from ._model import Flow, Frame, Key, Link, Peer
@@ -40,10 +41,12 @@ __all__ = [
     "links",
     "netns",
     "peers",
+    "run_agent",
     "set_link",
 ]
 
 _HOME = {
+    "_cni.agent": ("run_agent",),
     "_attach": ("attach_link", "detach_link"),
     "_capture": ("Capture", "capture"),
     "_flow": ("flows", "flush", "keys", "peers"),

@@ -22,7 +22,7 @@ _SIGPIPE = 13
 _DEBUG = "XMASQ_DEBUG"
 
 #: Each is a module of this package; an abbreviation means the first that fits.
-OBJECTS = ("link", "flow", "key", "peer", "flush", "attach", "detach", "capture")
+OBJECTS = ("link", "flow", "key", "peer", "flush", "attach", "detach", "capture", "agent")
 #: In the order in which abbreviations are looked up, with the field of Options.
 OPTIONS = {
     "json": "json",
@@ -40,7 +40,8 @@ USAGE = """\
 Usage: xmasq [ OPTIONS ] OBJECT { COMMAND | help }
        xmasq [ -V ]
 
-where  OBJECT  := { link | flow | key | peer | flush | attach | detach | capture }
+where  OBJECT  := { link | flow | key | peer | flush | attach | detach |
+                    capture | agent }
        OPTIONS := { -n[etns] NAME | -j[son] | -p[retty] | -s[tatistics] |
                     -d[etails] | -o[neline] }
 
@@ -52,6 +53,7 @@ where  OBJECT  := { link | flow | key | peer | flush | attach | detach | capture
   attach  make a link of an existing vxlan device
   detach  make an attached link a plain vxlan device again
   capture see the packets of a link, fast path included
+  agent   keep a node of a CNI network in step with the others
 
 xmasq OBJECT help says more.
 """

@@ -246,6 +246,15 @@ def remove_link(ipr: IPRoute, name: str) -> None:
             ipr.link("del", index=index)
 
 
+def remove_ours(ipr: IPRoute, network: Network) -> None:
+    """Deletes the links that were made for this network."""
+    for family in (config.IPV4, config.IPV6):
+        name = link_name(network, family)
+        for index in ipr.link_lookup(ifname=name):
+            if ipr.link("get", index=index)[0].get_attr("IFLA_IFALIAS") == _ALIAS + network.name:
+                remove_link(ipr, name)
+
+
 def _forwarding(family: int) -> None:
     path = {
         config.IPV4: "/proc/sys/net/ipv4/ip_forward",

@@ -62,3 +62,8 @@ def locked(network: Network, what: str = "lock", *, wait: bool = True) -> Iterat
         yield
     finally:
         os.close(fd)
+
+
+def forget(network: Network) -> None:
+    """Removes the agent's note of the node's subnets."""
+    state_path(network).unlink(missing_ok=True)
