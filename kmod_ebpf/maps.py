@@ -384,6 +384,7 @@ LAYOUT: dict[str, tuple[type[Struct] | None, type[Struct] | None]] = {
     "underlays": (None, Underlay),
     "pairs": (None, Pair),
     "pair_ids": (PairKey, None),
+    "pair_hints": (None, None),
     "told": (PairKey, U64),
     "blocks": (None, Block),
     "flows": (Flow, Entry),

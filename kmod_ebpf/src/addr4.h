@@ -76,4 +76,10 @@ static __always_inline __u64 addr_sum_not(addr_t a, addr_t b)
 	return (__u64)(__u32)~a + (__u32)~b;
 }
 
+/* A number that differs for most pairs of addresses. */
+static __always_inline __u32 addr_mix(addr_t a, addr_t b)
+{
+	return (a * 0x9e3779b1U + b * 0x85ebca77U) >> 16;
+}
+
 #endif

@@ -62,46 +62,52 @@ static __always_inline int bounce(struct __sk_buff *skb, struct conf *conf,
 	return xm_redirect_neigh(skb->ifindex, 0, 0, 0);
 }
 
-static __always_inline int decode(struct __sk_buff *skb, struct conf *conf,
-				  const struct ip_hdr *wire)
+/*
+ * The slot of an encoded packet's key, copied to s, and its link, if the packet can be decoded;
+ * else null. This is all that says whose packet it is.
+ */
+static __always_inline struct slot *granted(const struct conf *conf, const struct ip_hdr *wire,
+					    struct slot *s, struct link **link)
 {
-	__u32 key = wire_key(conf, conf->mark, wire);
-	struct slot *live, s;
-	struct link *link;
+	__u32 key = wire_key(conf, conf->mark, wire), idx = pair_find_fast(wire->dst, wire->src);
 	struct pair *pair;
-	__u32 idx;
+	struct slot *live;
 
-	if (!wire_len(skb, wire))
-		return ACT_UNSPEC;
-	idx = pair_find(wire->dst, wire->src);
-	/* A peer sends no key 0: the path has wiped it out, and the peer shall know (stray). */
-	if (!idx && !key)
-		return ACT_UNSPEC;
-	if (!idx)
-		return bounce(skb, conf, wire);
+	if (unlikely(!key || !idx))
+		return 0;
 	pair = pair_at(idx);
 	live = pair ? slot_of(pair, key) : 0;
-	if (!live)
-		return bounce(skb, conf, wire);
-	copy_words(&s, live, SEAL_WORDS + 1);
-	if (unlikely(s.seal != seal_slot(&s)))
-		copy_words(&s, live, SEAL_WORDS + 1); /* a CONFIRM was just writing */
-	if (s.seal != seal_slot(&s) || s.key != key || !addr_equal(s.peer, wire->src) ||
-	    !addr_equal(s.local, wire->dst) || tick_ns() >= s.valid)
-		return bounce(skb, conf, wire);
-	link = link_at(s.link);
-	if (!link || link->rx_gen != s.rx_gen || link->ifindex != s.ifindex)
-		return bounce(skb, conf, wire);
+	if (unlikely(!live))
+		return 0;
+	copy_words(s, live, SEAL_WORDS + 1);
+	if (unlikely(s->seal != seal_slot(s))) {
+		copy_words(s, live, SEAL_WORDS + 1); /* a CONFIRM was just writing */
+		if (s->seal != seal_slot(s))
+			return 0;
+	}
+	if (unlikely(s->key != key || !addr_equal(s->peer, wire->src) ||
+		     !addr_equal(s->local, wire->dst) || tick_ns() >= s->valid))
+		return 0;
+	*link = link_at(s->link);
+	if (unlikely(!*link || (*link)->rx_gen != s->rx_gen || (*link)->ifindex != s->ifindex))
+		return 0;
+	return live;
+}
 
-	if (restore(skb, wire, s.sip, s.dip, s.smac, s.dmac, s.dscp, s.variant, s.l4_diff)) {
-		count(s.link, C_ERROR);
+/* live, s: as granted() has found them. */
+static __always_inline int decode(struct __sk_buff *skb, struct conf *conf,
+				  const struct ip_hdr *wire, struct slot *live,
+				  const struct slot *s)
+{
+	if (restore(skb, wire, s->sip, s->dip, s->smac, s->dmac, s->dscp, s->variant, s->l4_diff)) {
+		count(s->link, C_ERROR);
 		return ACT_SHOT;
 	}
 	if (!live->used)
 		live->used = 1;
-	count_bytes(s.link, C_DECODED, skb->len);
+	count_bytes(s->link, C_DECODED, skb->len);
 	mark_set(skb, conf, KIND_DECODED);
-	return xm_redirect(s.ifindex, F_INGRESS);
+	return xm_redirect(s->ifindex, F_INGRESS);
 }
 
 /*

@@ -16,6 +16,7 @@
 
 #define MAX_LINKS 1025 /* index 0 counts what belongs to no link */
 #define MAX_PAIRS 4096
+#define PAIR_HINTS 4096
 #define MAX_BLOCKS 1024
 #define BLOCK_KEYS 64 /* keys whose slots are handed out together */
 #define MAX_FLOWS 65536

@@ -27,6 +27,26 @@ static __always_inline __u32 pair_find(addr_t local, addr_t peer)
 	return p && addr_equal(p->local, local) && addr_equal(p->peer, peer) ? *id : 0;
 }
 
+/*
+ * The same for decode, whose slots say once more whose they are: most often without a look into the
+ * hash table.
+ */
+static __always_inline __u32 pair_find_fast(addr_t local, addr_t peer)
+{
+	__u32 *hint = pair_hint(addr_mix(local, peer) % PAIR_HINTS), idx;
+	struct pair *p;
+
+	if (!hint)
+		return 0;
+	p = pair_at(*hint);
+	if (likely(p && addr_equal(p->local, local) && addr_equal(p->peer, peer)))
+		return *hint;
+	idx = pair_find(local, peer);
+	if (idx)
+		*hint = idx;
+	return idx;
+}
+
 /* Finds the pair's index, or takes one whose pair has nothing live any more; 0 if all have. */
 static __always_inline __u32 pair_make(addr_t local, addr_t peer, __u64 now)
 {

@@ -17,6 +17,7 @@ static __always_inline struct vtep *vtep_get(addr_t addr);
 static __always_inline struct underlay *underlay_get(__u32 ifindex);
 static __always_inline struct pair *pair_at(__u32 idx);
 static __always_inline __u32 *pair_id(struct pair_key *k);
+static __always_inline __u32 *pair_hint(__u32 at);
 static __always_inline int pair_id_set(struct pair_key *k, __u32 idx);
 static __always_inline struct block *block_at(__u32 idx);
 static __always_inline struct entry *flow_get(struct flow *f);

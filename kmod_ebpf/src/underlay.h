@@ -250,6 +250,14 @@ static __always_inline int make_offer(struct __sk_buff *skb, struct conf *conf)
 	return xm_redirect_neigh(skb->ifindex, 0, 0, 0);
 }
 
+/* Is this UDP packet for a port? One that lacks its header is for none. */
+static __always_inline int to_port(struct __sk_buff *skb, __be16 port)
+{
+	struct udp_hdr udp;
+
+	return !l4_read(skb, &udp, sizeof(udp)) && udp.dst == port;
+}
+
 static __always_inline int underlay_ingress(struct __sk_buff *skb)
 {
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
@@ -284,6 +292,15 @@ static __always_inline int underlay_ingress(struct __sk_buff *skb)
 	ip = *(struct ip_hdr *)(data + ETH_HLEN);
 	if (!ip_sane(&ip))
 		return ACT_UNSPEC;
+	if (likely(mark_dscp && ip_whole(&ip) && wire_len(skb, &ip))) {
+		struct slot *live, s;
+		struct link *link;
+
+		/* Encode never sends to the tunnel's port: what goes there is the tunnel. */
+		live = granted(conf, &ip, &s, &link);
+		if (likely(live) && (ip.proto != IPPROTO_UDP || !to_port(skb, link->port)))
+			return decode(skb, conf, &ip, live, &s);
+	}
 	vtep = vtep_get(ip.dst);
 	if (!vtep)
 		return ACT_UNSPEC;
@@ -293,36 +310,35 @@ static __always_inline int underlay_ingress(struct __sk_buff *skb)
 		return icmp_ingress(skb, conf, &ip, vtep->port);
 	if (bounce_dscp)
 		return ip_whole(&ip) ? bounced(skb, conf, &ip) : ACT_UNSPEC;
-	if (ip.proto == IPPROTO_UDP && ip_begins(&ip)) {
-		struct udp_hdr udp;
+	if (ip.proto == IPPROTO_UDP && ip_begins(&ip) && to_port(skb, vtep->port)) {
+		struct scratch *scratch = scratch_get();
+		struct fallback_hdr *h;
+		struct ctl_frame *fr;
 
-		if (!xm_skb_load_bytes(skb, ETH_HLEN + IP_HDR_LEN, &udp, sizeof(udp)) &&
-		    udp.dst == vtep->port) {
-			struct scratch *scratch = scratch_get();
-			struct fallback_hdr *h;
-			struct ctl_frame *fr;
-
-			/* Encode never sends to the tunnel's port: this is the tunnel. */
-			if (!scratch)
-				return ACT_UNSPEC;
-			h = (void *)scratch->headers;
-			fr = (void *)scratch->headers;
-			if (load_headers(skb, h))
-				return ACT_UNSPEC;
-			if (h->vxlan[0] & VXLAN_FLAG_I)
-				return announced(skb, conf, h);
-			if (xm_skb_load_bytes(skb, ETH_HLEN, fr, sizeof(*fr))) {
-				count(0, C_CTL_BAD);
-				return ACT_UNSPEC;
-			}
-			return control(skb, conf, fr);
+		if (!scratch)
+			return ACT_UNSPEC;
+		h = (void *)scratch->headers;
+		fr = (void *)scratch->headers;
+		if (load_headers(skb, h))
+			return ACT_UNSPEC;
+		if (h->vxlan[0] & VXLAN_FLAG_I)
+			return announced(skb, conf, h);
+		if (xm_skb_load_bytes(skb, ETH_HLEN, fr, sizeof(*fr))) {
+			count(0, C_CTL_BAD);
+			return ACT_UNSPEC;
 		}
+		return control(skb, conf, fr);
 	}
 	if (!ip_whole(&ip))
 		return ACT_UNSPEC;
 	if (ip.proto == IPPROTO_TCP && !wire_key(conf, conf->mark, &ip) && reset_ingress(skb, &ip))
 		return ACT_UNSPEC;
-	return decode(skb, conf, &ip);
+	if (!wire_len(skb, &ip))
+		return ACT_UNSPEC;
+	/* A peer sends no key 0: the path has wiped it out, and the peer shall know (stray). */
+	if (!wire_key(conf, conf->mark, &ip) && !pair_find(ip.dst, ip.src))
+		return ACT_UNSPEC;
+	return bounce(skb, conf, &ip);
 }
 
 /* Sender: a packet of the vxlan driver leaves. An action, or 0 if it is none of our links'. */

@@ -20,6 +20,7 @@ BPF_TABLE("hash", addr_t, struct vtep, vteps, MAX_LINKS);
 BPF_TABLE("hash", u32, struct underlay, underlays, MAX_LINKS);
 BPF_TABLE("array", u32, struct pair, pairs, MAX_PAIRS);
 BPF_TABLE("hash", struct pair_key, u32, pair_ids, MAX_PAIRS);
+BPF_TABLE("array", u32, u32, pair_hints, PAIR_HINTS);
 BPF_TABLE("lru_hash", struct pair_key, u64, told, MAX_PAIRS * 2);
 BPF_TABLE("array", u32, struct block, blocks, MAX_BLOCKS);
 BPF_TABLE("lru_hash", struct flow, struct entry, flows, MAX_FLOWS);
@@ -82,6 +83,11 @@ static __always_inline struct pair *pair_at(__u32 idx)
 static __always_inline __u32 *pair_id(struct pair_key *k)
 {
 	return pair_ids.lookup(k);
+}
+
+static __always_inline __u32 *pair_hint(__u32 at)
+{
+	return pair_hints.lookup(&at);
 }
 
 static __always_inline int pair_id_set(struct pair_key *k, __u32 idx)
