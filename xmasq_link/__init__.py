@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ._cni.agent import run_agent
     from ._flow import flows, flush, keys, peers
     from ._link import create_link, delete_link, links, set_link
-    from ._model import Flow, Frame, Key, Link, Peer
+    from ._model import Flow, Frame, Key, Link, Peer, Statistics, Traffic
     from ._netns import netns
 
 __all__ = [
@@ -29,6 +29,8 @@ __all__ = [
     "Key",
     "Link",
     "Peer",
+    "Statistics",
+    "Traffic",
     "XmasqError",
     "attach_link",
     "capture",
@@ -51,7 +53,7 @@ _HOME = {
     "_capture": ("Capture", "capture"),
     "_flow": ("flows", "flush", "keys", "peers"),
     "_link": ("create_link", "delete_link", "links", "set_link"),
-    "_model": ("Flow", "Frame", "Key", "Link", "Peer"),
+    "_model": ("Flow", "Frame", "Key", "Link", "Peer", "Statistics", "Traffic"),
     "_netns": ("netns",),
 }
 

@@ -26,6 +26,7 @@ from ._datapath import Datapath, api, require_root, said, u32
 from ._errors import InputError, XmasqError
 from ._model import Link
 from ._netns import Netns, locked
+from ._stats import statistics
 from ._wire import BOUNCE, MARK, SEG_BITS
 from ._withdraw import withdraw
 
@@ -731,6 +732,7 @@ def links(name: str | None = None, *, netns: Netns | None = None) -> list[Link]:
                 continue
             info = _info(device, link, names)
             data = info["linkinfo"]["info_data"]
+            stats = _stats(dp, idx)
             result.append(
                 Link(
                     info["ifname"],
@@ -748,8 +750,9 @@ def links(name: str | None = None, *, netns: Netns | None = None) -> list[Link]:
                     data["secret"],
                     bool(device["flags"] & 1),
                     info,
-                    _stats(dp, idx),
+                    stats,
                     data["attached"],
+                    statistics(device, stats),
                 )
             )
         return result

@@ -8,12 +8,56 @@ from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
+class Traffic:
+    """So many packets with so many bytes, Ethernet headers included.
+
+    A buffer that leaves, or came, as several segments (TSO, GRO) is one packet.
+    """
+
+    packets: int = 0
+    bytes: int = 0
+
+    def __add__(self, other: Traffic) -> Traffic:
+        return Traffic(self.packets + other.packets, self.bytes + other.bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """What went through a link since it was made: fast path and fallback.
+
+    rx_fast: decoded. tx_fast: encoded. The fallback, errors and drops are the vxlan device's own; a
+    frame that is flooded to several peers counts once for each. fallback_reasons: packets that encode
+    left to the fallback, by why (docs/cli.md, Counters); only those that are not 0.
+    """
+
+    rx_fast: Traffic
+    rx_fallback: Traffic
+    rx_errors: int
+    rx_dropped: int
+    tx_fast: Traffic
+    tx_fallback: Traffic
+    tx_errors: int
+    tx_dropped: int
+    fallback_reasons: dict[str, int]
+
+    @property
+    def rx(self) -> Traffic:
+        """All that was received."""
+        return self.rx_fast + self.rx_fallback
+
+    @property
+    def tx(self) -> Traffic:
+        """All that was sent."""
+        return self.tx_fast + self.tx_fallback
+
+
+@dataclass(frozen=True, slots=True)
 class Link:
     """An xmasq link.
 
     attached: the device was made by others, and attach_link made a link of it.
     info: the same as a dictionary shaped like an element of `ip -j -d link show`.
-    stats: counters of the datapath, by name (docs/cli.md); empty unless asked for.
+    stats: counters of the datapath, by name (docs/cli.md). traffic: the totals.
     """
 
     name: str
@@ -33,6 +77,7 @@ class Link:
     info: dict[str, Any] = field(repr=False)
     stats: dict[str, int] = field(default_factory=dict, repr=False)
     attached: bool = False
+    traffic: Statistics | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.lab import bridged_overlay, tcp_transfer, udp_echo
+from tests.lab import bridged_overlay, routed_overlay, tcp_transfer, udp_echo, xmasq, xmasq_json
 
 from .observe import MARK, Receiver, flow, flows, kinds, meet, negotiate, seen, stats, watch
 
@@ -147,3 +147,26 @@ def test_two_links_with_the_same_containers(lab):
         pairs = [(a1, b1), (a2, b2), (b1, a1), (b2, a2)]
         jobs = [pool.submit(tcp_transfer, *pair, 2_000_000, timeout=30.0) for pair in pairs]
         assert [job.result().size for job in jobs] == [2_000_000] * 4
+
+
+@pytest.mark.parametrize("fastpath", ["on", "off"])
+def test_totals_are_of_both_paths(lab, fastpath):
+    """The same, whichever way the packets take."""
+    overlay = routed_overlay(lab.hosts(2), "xmasq")
+    a, b = overlay.containers
+    negotiate(a, b)
+    for host in overlay.hosts:
+        xmasq(host, "link", "set", "xm0", "fastpath", fastpath)
+    (before,) = xmasq_json(a.host, "-s", "link", "show")
+    assert a.ping(b, count=20).lost == 0
+    (after,) = xmasq_json(a.host, "-s", "link", "show")
+    for side in ("rx", "tx"):
+        more = {name: value - before["stats64"][side][name] for name, value in after["stats64"][side].items()}
+        assert (more["packets"], more["bytes"]) == (20, 20 * 98)
+        assert (more["errors"], more["dropped"]) == (0, 0)
+        assert more["fast_packets"] >= 15 if fastpath == "on" else more["fast_packets"] == 0
+        assert more["fast_bytes"] == 98 * more["fast_packets"]
+    text = xmasq(a.host, "-s", "link", "show", "xm0").stdout
+    for side in ("rx", "tx"):
+        total = after["stats64"][side]
+        assert f"    {side}           {total['packets']} packets, {total['bytes']} bytes: fast path " in text

@@ -23,8 +23,8 @@ from hypothesis import strategies as st
 
 import xmasq_link as api
 from kmod_ebpf.maps import COUNTERS
-from xmasq_link import Flow, InputError, Key, Link, Peer, XmasqError
-from xmasq_link._cli import flow, flush, key, link, main, peer, words
+from xmasq_link import Flow, InputError, Key, Link, Peer, Statistics, Traffic, XmasqError
+from xmasq_link._cli import counters, flow, flush, key, link, main, peer, words
 from xmasq_link._cli.interrupt import Interrupted, Signals
 from xmasq_link._cli.output import Options, show
 from xmasq_link._cli.secret import read_secret
@@ -515,18 +515,38 @@ def test_oneline(run):
 
 def test_counters_all_have_their_place():
     stats = {name: at for at, name in enumerate(COUNTERS, 1)}
-    lines = link.counter_lines(stats | {"fallback": 1})
+    lines = counters.counter_lines(stats | {"fallback": 1})
     groups = {line.split()[0]: line for line in lines}
     assert list(groups) == ["encoded", "decoded", "fallback", "negotiation", "bounces", "defence", "other"]
     for name, value in stats.items():
         assert sum(f" {value}" in f"{line},".replace(",", " ,") for line in lines) >= 1, name
     # "other" is for what nobody expects, and for counters that a newer datapath may bring.
     assert groups["other"].split(maxsplit=1)[1] == f"error {stats['error']}"
-    assert "surprise 1" in link.counter_lines({"surprise": 1})[-1]
+    assert "surprise 1" in counters.counter_lines({"surprise": 1})[-1]
+
+
+def test_totals_come_first():
+    traffic = Statistics(Traffic(4, 400), Traffic(1, 60), 2, 3, Traffic(5, 500), Traffic(), 0, 1, {})
+    lines = link.as_text(dataclasses.replace(LINK, traffic=traffic), Options(stats=True)).splitlines()
+    assert lines[3] == (
+        "    rx           5 packets, 460 bytes: fast path 4 packets, 400 bytes; "
+        "fallback 1 packets, 60 bytes; errors 2, dropped 3"
+    )
+    assert lines[4].startswith("    tx           5 packets, 500 bytes: fast path 5 packets, 500 bytes; ")
+    assert counters.stats64(traffic)["rx"] == {
+        "bytes": 460,
+        "packets": 5,
+        "errors": 2,
+        "dropped": 3,
+        "fast_bytes": 400,
+        "fast_packets": 4,
+    }
 
 
 def test_counters_that_are_0_are_left_out():
-    lines = link.counter_lines(LINK.stats | {"encoded": 3, "encoded_bytes": 300, "fb_ttl": 2, "fallback": 2})
+    lines = counters.counter_lines(
+        LINK.stats | {"encoded": 3, "encoded_bytes": 300, "fb_ttl": 2, "fallback": 2}
+    )
     assert lines == [
         "encoded      3 packets, 300 bytes",
         "decoded      0 packets, 0 bytes",
@@ -542,7 +562,7 @@ def test_link_json(run):
     assert (status, json.loads(out)) == (0, [INFO])
     assert out.count("\n") == 1
     (with_stats,) = json.loads(run("-j -s link show xm0")[1])
-    assert with_stats == INFO | {"xmasq": LINK.stats}
+    assert with_stats == INFO | {"stats64": {}, "xmasq": LINK.stats}
     assert json.loads(run("-p -j link")[1]) == [INFO]
     assert len(run("-pretty --json link")[1].splitlines()) > 20
 

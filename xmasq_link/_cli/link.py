@@ -12,6 +12,7 @@ from .._errors import InputError
 from .._vxlan import OPTIONS
 from . import linkwords
 from .command import Command
+from .counters import counter_lines, stats64, traffic_lines
 from .linkwords import ADD, DELETE, SET, SHOW, gather
 from .output import Options, show
 from .secret import read_secret
@@ -21,48 +22,6 @@ if TYPE_CHECKING:
     from xmasq_link import Link
 
 USAGE = linkwords.USAGE
-
-#: Counters by what they are about; what has no place here is shown under "other".
-_GROUPS: dict[str, tuple[str, ...]] = {
-    "negotiation": (
-        "announced",
-        "offer_tx",
-        "offer_rx",
-        "accept_tx",
-        "accept_rx",
-        "confirm_tx",
-        "confirm_rx",
-        "not_owner",
-        "untold",
-        "held",
-        "exhausted",
-        "moved",
-    ),
-    "bounces": (
-        "bounce_tx",
-        "bounce_rx",
-        "restored",
-        "stray",
-        "path_off",
-        "peer_gone",
-        "icmp_rx",
-        "icmp_refused",
-    ),
-    "defence": (
-        "sanitised",
-        "ctl_bad",
-        "ctl_version",
-        "ctl_path",
-        "ctl_unsolicited",
-        "ctl_nonce",
-        "ctl_auth",
-        "ctl_params",
-        "ctl_conflict",
-        "icmp_stray",
-    ),
-}
-_FALLBACK = "fb_"
-_ALONE = {"encoded", "encoded_bytes", "decoded", "decoded_bytes", "fallback", "bounced"}
 
 
 def add(words: Sequence[str], options: Options) -> None:
@@ -105,7 +64,9 @@ def show_(words: Sequence[str], options: Options) -> None:
         links = [link for link in links if link.up]
 
     def as_dict(link: Link) -> dict[str, Any]:
-        return link.info | {"xmasq": link.stats} if options.stats else link.info
+        if not options.stats:
+            return link.info
+        return link.info | {"stats64": stats64(link.traffic), "xmasq": link.stats}
 
     show(links, lambda link: as_text(link, options), options, as_dict)
 
@@ -114,7 +75,7 @@ def as_text(link: Link, options: Options) -> str:
     """A link in the lines of `ip -d link show`, and its counters if they are wanted."""
     lines = [_device_line(link), _address_line(link, options.details), _type_line(link, options.details)]
     if options.stats:
-        lines += counter_lines(link.stats)
+        lines += traffic_lines(link.traffic) + counter_lines(link.stats)
     return "\n    ".join(lines)
 
 
@@ -197,27 +158,6 @@ def _detail_words(data: Mapping[str, Any]) -> list[str]:
             case _:
                 words.append(f"{name} {value}")
     return words
-
-
-def counter_lines(stats: Mapping[str, int]) -> list[str]:
-    """Counters, grouped; of most groups only those that are not 0."""
-
-    def some(names: Sequence[str], cut: int = 0) -> str:
-        return ", ".join(f"{n[cut:].replace('_', ' ')} {stats[n]}" for n in names if stats.get(n)) or "none"
-
-    reasons = [name for name in stats if name.startswith(_FALLBACK)]
-    lines = [
-        f"{name:<12} {stats.get(name, 0)} packets, {stats.get(name + '_bytes', 0)} bytes"
-        for name in ("encoded", "decoded")
-    ]
-    fallback = f"{'fallback':<12} {stats.get('fallback', 0)} packets"
-    lines.append(fallback + (f": {some(reasons, len(_FALLBACK))}" if stats.get("fallback") else ""))
-    lines += [f"{group:<12} {some(names)}" for group, names in _GROUPS.items()]
-    placed = {*_ALONE, *reasons, *(name for names in _GROUPS.values() for name in names)}
-    other = [name for name in stats if name not in placed and stats[name]]
-    if other:
-        lines.append(f"{'other':<12} {some(other)}")
-    return lines
 
 
 COMMANDS = (
