@@ -30,13 +30,12 @@ from . import _pcapng as pcapng
 from ._datapath import api, require_root
 from ._errors import InputError, XmasqError
 from ._hooks import EGRESS, INGRESS, Filter, attach, detach, filters
-from ._link import find_links
+from ._look import GUEST, one_link
 from ._model import Frame
 from ._netns import Netns, here, locked, netns
 
 #: A packet's bytes that are kept: a record of the kernel's ring holds less than 64 KB.
 SNAPLEN_MIN, SNAPLEN_MAX = 14, 65_000
-_NAME = "xmshow"  # of the programs; 8 digits that tell captures apart and a letter follow
 _RING_ALL, _RING_LEAST, _RING_MOST = 1 << 24, 1 << 18, 1 << 22
 _LOOK_AGAIN = 1.0  # seconds between two looks whether the link is still there
 
@@ -53,7 +52,7 @@ def _lease(name: str) -> socket.socket | None:
 
 
 def _mine(ipr: IPRoute, ifindex: int) -> list[Filter]:
-    return filters(ipr, ifindex, lambda name: name.startswith(_NAME))
+    return filters(ipr, ifindex, lambda name: name.startswith(GUEST))
 
 
 def remove_leftovers(ipr: IPRoute, ifindex: int) -> None:
@@ -84,7 +83,8 @@ class Capture:
             self._close = undo.pop_all()
 
     def _open(self, name: str, undo: contextlib.ExitStack) -> None:
-        own = _NAME + secrets.token_hex(4)
+        # The programs' name: 15 bytes at most; a letter follows.
+        own = GUEST + secrets.token_hex(4)
         lease = _lease(own)
         if lease is None:
             raise XmasqError("the capture's name is taken; try again")
@@ -92,9 +92,7 @@ class Capture:
         self._home = here()
         undo.callback(os.close, self._home)
         self._ipr = undo.enter_context(IPRoute())
-        with locked(), find_links(self._ipr, name) as (dp, found):
-            assert dp is not None  # find_links raises for a link that is not there
-            ((_, link),) = found.items()
+        with locked(), one_link(self._ipr, name) as (dp, _, link):
             self._ifindex = link.ifindex
             remove_leftovers(self._ipr, link.ifindex)
             called = {loader.CAPTURE_IN: f"{own}i", loader.CAPTURE_OUT: f"{own}o"}

@@ -160,3 +160,33 @@ class Frame:
         from ._summary import summary
 
         return summary(self.data, self.length)
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """One of the things that have to be so for a flow to be encoded.
+
+    met: whether it is; None where this host cannot know. text: what was found. hint: what to do about
+    it, if it is not met.
+    """
+
+    name: str
+    met: bool | None
+    text: str
+    hint: str
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Why a flow is encoded, or is not.
+
+    peer: the VTEP that its packets go to, if it is known. encoded: whether the next packet that can be
+    encoded is (docs/protocol.md says which can).
+    """
+
+    link: str
+    source: str
+    destination: str
+    peer: str | None
+    encoded: bool
+    conditions: tuple[Condition, ...]

@@ -22,7 +22,7 @@ _SIGPIPE = 13
 _DEBUG = "XMASQ_DEBUG"
 
 #: Each is a module of this package; an abbreviation means the first that fits.
-OBJECTS = ("link", "flow", "key", "peer", "flush", "attach", "detach", "capture", "agent")
+OBJECTS = ("link", "flow", "key", "peer", "flush", "attach", "detach", "capture", "agent", "explain")
 #: In the order in which abbreviations are looked up, with the field of Options.
 OPTIONS = {
     "json": "json",
@@ -41,7 +41,7 @@ Usage: xmasq [ OPTIONS ] OBJECT { COMMAND | help }
        xmasq [ -V ]
 
 where  OBJECT  := { link | flow | key | peer | flush | attach | detach |
-                    capture | agent }
+                    capture | explain | agent }
        OPTIONS := { -n[etns] NAME | -j[son] | -p[retty] | -s[tatistics] |
                     -d[etails] | -o[neline] }
 
@@ -53,6 +53,7 @@ where  OBJECT  := { link | flow | key | peer | flush | attach | detach |
   attach  make a link of an existing vxlan device
   detach  make an attached link a plain vxlan device again
   capture see the packets of a link, fast path included
+  explain why a flow is encoded, or is not
   agent   keep a node of a CNI network in step with the others
 
 xmasq OBJECT help says more.
