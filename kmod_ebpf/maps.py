@@ -274,6 +274,12 @@ class U64(Struct):
     _fields_ = [("at", u64)]
 
 
+class Big(Struct):
+    """Full-size packets between two addresses take the fallback: since when, and when that was told."""
+
+    _fields_ = [("first", u64), ("told", u64)]
+
+
 class Scratch(Struct):
     """Per CPU: the flow that encode has just sent into the fallback, and the time of a tick."""
 
@@ -368,6 +374,7 @@ COUNTERS = (
     "icmp_rx",
     "icmp_refused",
     "icmp_stray",
+    "too_big_tx",
     "sanitised",
     "moved",
     "error",
@@ -394,6 +401,6 @@ LAYOUT: dict[str, tuple[type[Struct] | None, type[Struct] | None]] = {
     "grants": (Flow, Grant),
     "macs": (MacKey, MacSeen),
     "asked": (MacKey, U64),
-    "oversize": (Flow, U64),
+    "bigs": (U64, Big),
     "scratch": (None, Scratch),
 }

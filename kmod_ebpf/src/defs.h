@@ -38,6 +38,7 @@
 #define IPPROTO_DCCP 33
 #define IPPROTO_IPV6 41
 #define IPPROTO_GRE 47
+#define IPPROTO_ICMPV6 58
 #define IPPROTO_UDPLITE 136
 
 #define UDP_HDR_LEN 8

@@ -8,6 +8,7 @@
 
 #include "csum.h"
 #include "parse.h"
+#include "pmtu.h"
 #include "seal.h"
 
 #define ASK_LEN 64
@@ -49,11 +50,14 @@ static __always_inline void let_go(struct __sk_buff *skb, const struct link *lin
 	skb->tc_index = scratch->stamp;
 }
 
-/* Sends the packet on to the vxlan driver. f: the flow if it could have been encoded. */
-static __always_inline int fallback(struct __sk_buff *skb, int reason, const struct flow *f,
-				    __u64 now)
+/*
+ * Sends the packet on to the vxlan driver. f: the flow if it could have been encoded; the next
+ * three are for oversize().
+ */
+static __always_inline int fallback(struct __sk_buff *skb, struct conf *conf, int reason,
+				    const struct flow *f, int granted, __u32 limit, __u64 now)
 {
-	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+	void *data, *end;
 	__u32 *id = link_id(skb->ifindex);
 	struct link *link;
 
@@ -62,52 +66,21 @@ static __always_inline int fallback(struct __sk_buff *skb, int reason, const str
 	link = link_at(*id);
 	if (!link)
 		return ACT_UNSPEC;
+	if (!now)
+		now = tick_ns();
 	if (!(link->flags & LINK_UP)) {
 		count(*id, C_FB_OFF);
+		oversize(skb, conf, *id, link, 0, 0, 0, now);
 		return ACT_UNSPEC;
 	}
 	count(*id, reason);
-	if (!now)
-		now = tick_ns();
+	oversize(skb, conf, *id, link, !!f, granted, limit, now);
+	data = (void *)(long)skb->data;
+	end = (void *)(long)skb->data_end;
 	if (data + ETH_HLEN <= end)
 		own_mac(*id, ((struct eth_hdr *)data)->src, now);
 	let_go(skb, link, f, now);
 	return ACT_UNSPEC;
-}
-
-/*
- * The vxlan driver answers a DF packet that does not fit the underlay with the tunnel header on,
- * if the link is a bridge port, with "fragmentation needed" in the destination's name, and drops
- * it; the container then keeps to the smaller MTU for ten minutes, although the flow is encoded a
- * round trip later. So for the way through the driver the header's reserved bit is set, which makes
- * it fragment instead; the underlay's egress hook takes it off again (ip4.h, ip_let_split). A flow
- * that stays in the fallback gets the driver's answer after three seconds.
- */
-static __always_inline void pass_driver(struct __sk_buff *skb, struct flow *f,
-					const struct ip_hdr *old, __u32 seg_len, __u64 now,
-					int live)
-{
-	__u32 *id = link_id(skb->ifindex);
-	struct underlay *u;
-	struct link *link;
-	__u64 *first;
-
-	if (!ip_whole(old) || !id)
-		return;
-	link = link_at(*id);
-	if (!link || !(link->flags & LINK_UP))
-		return;
-	u = underlay_get(link->underlay);
-	if (!u || seg_len + VXLAN_OVERHEAD <= u->mtu)
-		return;
-	if (!live) {
-		first = oversize_get(f);
-		if (!first)
-			oversize_set(f, now);
-		else if (later_by(now, *first, XM_OVERSIZE_PATIENCE))
-			return;
-	}
-	ip_let_split(skb, old);
 }
 
 /* Segments that the packet leaves as. */
@@ -156,7 +129,7 @@ static __always_inline int encode(struct __sk_buff *skb)
 {
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
 	const struct flow *solicit = 0;
-	__u32 l4_len, segs, len, seg_len;
+	__u32 l4_len, segs, len, seg_len, limit = 0;
 	struct entry *live, e;
 	struct ip_hdr old, new;
 	struct conf *conf;
@@ -274,6 +247,7 @@ static __always_inline int encode(struct __sk_buff *skb)
 
 	/* From here on it depends on the packet, not on the flow. */
 	solicit = 0;
+	granted = 0;
 	reason = C_FB_HEADER;
 	if (old.proto == IPPROTO_UDP) {
 		struct udp_hdr *udp = data + ETH_HLEN + IP_HDR_LEN;
@@ -286,8 +260,10 @@ static __always_inline int encode(struct __sk_buff *skb)
 		}
 	}
 	reason = C_FB_MTU;
-	if (seg_len > e.mtu)
+	if (seg_len > e.mtu) {
+		limit = e.mtu;
 		goto fallback;
+	}
 
 	reason = C_FB_HEADER;
 	if (l4_csum_shift(skb, &old, l4_len, e.l4_diff))
@@ -310,9 +286,7 @@ static __always_inline int encode(struct __sk_buff *skb)
 	return xm_redirect_neigh(e.oif, 0, 0, 0);
 
 fallback:
-	if (solicit)
-		pass_driver(skb, &f, &old, seg_len, now, granted);
-	return fallback(skb, reason, solicit, now);
+	return fallback(skb, conf, reason, solicit, granted, limit, now);
 }
 
 #endif

@@ -246,6 +246,12 @@ struct mac_seen {
 	__u64 at;
 };
 
+/* Full-size packets between two addresses take the fallback: since when, and when that was told. */
+struct big {
+	__u64 first;
+	__u64 told; /* 0: not yet */
+};
+
 /* Per CPU. */
 struct scratch {
 	struct flow missed; /* the flow that encode has just sent into the fallback */
@@ -316,6 +322,7 @@ enum counter {
 	C_ICMP_RX,
 	C_ICMP_REFUSED,
 	C_ICMP_STRAY,
+	C_TOO_BIG_TX,
 	C_SANITISED,
 	C_MOVED,
 	C_ERROR,

@@ -40,8 +40,8 @@ static __always_inline void pair_id_del(struct pair_key *k);
 static __always_inline __u64 *asked_get(struct mac_key *k);
 static __always_inline void asked_set(struct mac_key *k, __u64 at);
 static __always_inline void asked_del(struct mac_key *k);
-static __always_inline __u64 *oversize_get(struct flow *f);
-static __always_inline void oversize_set(struct flow *f, __u64 at);
+static __always_inline struct big *big_get(__u64 *k);
+static __always_inline void big_set(__u64 *k, struct big *b);
 static __always_inline struct scratch *scratch_get(void);
 static __always_inline struct counters *counters_at(__u32 idx);
 
@@ -52,6 +52,7 @@ enum kind {
 	KIND_OFFER, /* clone of a fallback packet, to become an OFFER */
 	KIND_DECODED, /* on its way into the link */
 	KIND_ASK, /* clone of a frame from the tunnel, to see where our FDB sends its answer */
+	KIND_TOO_BIG, /* clone of a frame that leaves, to become an ICMP error to its sender */
 };
 
 /* skb->cb while such a mark is set. */

@@ -26,7 +26,7 @@
 #define XM_OWN_AGE (300 * NSEC_PER_SEC) /* a source seen at the link's egress is ours so long */
 
 /* So long after a flow's first oversize packet it may still become encoded. */
-#define XM_OVERSIZE_PATIENCE (3 * NSEC_PER_SEC)
+#define XM_OVERSIZE_PATIENCE (NSEC_PER_SEC / 2)
 
 #define VXLAN_FLAG_I 0x08
 

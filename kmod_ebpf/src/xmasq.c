@@ -29,7 +29,7 @@ BPF_TABLE("lru_hash", struct flow, struct pending, pendings, MAX_FLOWS / 4);
 BPF_TABLE("lru_hash", struct txkey_key, struct txkey, txkeys, MAX_FLOWS);
 BPF_TABLE("lru_hash", struct flow, struct grant, grants, MAX_FLOWS);
 BPF_TABLE("lru_hash", struct mac_key, struct mac_seen, macs, MAX_FLOWS / 4);
-BPF_TABLE("lru_hash", struct flow, u64, oversize, MAX_FLOWS / 4);
+BPF_TABLE("lru_hash", u64, struct big, bigs, MAX_FLOWS / 4);
 BPF_TABLE("lru_hash", struct mac_key, u64, asked, MAX_PAIRS);
 BPF_TABLE("percpu_array", u32, struct scratch, scratch, 1);
 BPF_TABLE("percpu_array", u32, struct counters, stats, MAX_LINKS);
@@ -200,14 +200,14 @@ static __always_inline void asked_del(struct mac_key *k)
 	asked.delete(k);
 }
 
-static __always_inline __u64 *oversize_get(struct flow *f)
+static __always_inline struct big *big_get(__u64 *k)
 {
-	return oversize.lookup(f);
+	return bigs.lookup(k);
 }
 
-static __always_inline void oversize_set(struct flow *f, __u64 at)
+static __always_inline void big_set(__u64 *k, struct big *b)
 {
-	oversize.update(f, &at);
+	bigs.update(k, b);
 }
 
 static __always_inline struct scratch *scratch_get(void)
@@ -254,6 +254,8 @@ int xmasq_arrive(struct __sk_buff *skb)
 		mark_clear(skb);
 		return ACT_UNSPEC;
 	}
+	if (c && marked(skb, c) && (skb->mark & 0xf) == KIND_TOO_BIG)
+		return too_big(skb, c);
 	id = link_id(skb->ifindex);
 	if (!id || data + ETH_HLEN > end)
 		return ACT_UNSPEC;

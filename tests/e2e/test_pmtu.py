@@ -13,8 +13,8 @@ from scapy.layers.inet import ICMP, IP, UDP
 from scapy.packet import Raw
 
 from tests.e2e.conftest import Make
-from tests.e2e.observe import Stream, flow, meet, negotiate, stats
-from tests.lab import Container, Host, Lab, Overlay, routed_overlay, tcp_transfer
+from tests.e2e.observe import Stream, flow, meet, negotiate, seen, stats, watch
+from tests.lab import Container, Host, Lab, Overlay, routed_overlay, tcp_transfer, xmasq
 from xmasq_link import _wire as wire
 
 pytestmark = pytest.mark.e2e
@@ -33,7 +33,7 @@ def learned(container: Container, other: Container) -> int:
 def forget(overlay: Overlay) -> None:
     """Has the containers forget path MTUs: TCP tells the other end of its own."""
     for container in overlay.containers:
-        container.run(["ip", "route", "flush", "cache"])
+        container.run(["ip", *(["-6"] if ":" in container.address else []), "route", "flush", "cache"])
 
 
 # --- a router has an MTU of 1400 ------------------------------------------------------------------
@@ -210,3 +210,62 @@ def test_errors_about_the_hosts_own_traffic_pass(lab: Lab) -> None:
         with pytest.raises(ConnectionRefusedError):
             client.recv(1)
     assert stats(h1)["icmp_stray"] == stats(h1)["peer_gone"] == 0
+
+
+# --- flows that stay in the fallback ------------------------------------------------------------------
+
+ROOM = 1500 - 50
+
+
+@pytest.fixture(params=[4, 6], ids=["IPv4", "IPv6 inside"])
+def slow(request: pytest.FixtureRequest, lab: Lab, make: Make) -> Overlay:
+    """Containers with the underlay's MTU whose flows are never encoded: one host's fast path is off, or
+    they speak IPv6 over an IPv4 underlay."""
+    overlay = make(lab.hosts(2, ipv6=request.param == 6), kind="xmasq", family=4, inner=request.param)
+    xmasq(overlay.hosts[1], "link", "set", "xm0", "fastpath", "off")
+    meet(overlay)
+    return overlay
+
+
+def test_a_full_size_packet_arrives_and_its_sender_is_told(slow: Overlay) -> None:
+    """The link as a bridge port: for IPv6 it is the vxlan driver that tells, and drops the packet."""
+    v6 = slow.inner == 6
+    dropped = v6 and slow.mode == "bridged"
+    size = 1500 - (48 if v6 else 28)
+    for source, target in permutations(slow.containers):
+        source.ping(target, count=2)
+        forget(slow)
+        time.sleep(1.1)  # an answer of the first ping may have been too big, too
+        said = source.ping(target, count=1, size=size, df=True)
+        if "mtu" not in said.output:
+            assert said.received == 1
+            time.sleep(0.6)  # for a grant that does not come
+            said = source.ping(target, count=1, size=size, df=True)
+        assert ("Packet too big: mtu=1450" if v6 else f"needed and DF set (mtu = {ROOM})") in said.output
+        assert said.received == 0 if dropped else 1
+        assert learned(source, target) == ROOM
+        assert stats(source.host)["too_big_tx"] >= 1
+
+
+def test_tcp_keeps_to_what_fits(slow: Overlay) -> None:
+    a, b = slow.containers
+    a.ping(b, count=2)
+    tcp_transfer(a, b, 1_000_000)
+    time.sleep(0.6)
+    tcp_transfer(a, b, 5_000_000)
+    assert learned(a, b) == ROOM
+    with watch(a.host, "ip[6:2] & 0x3fff != 0", snaplen=64) as capture:
+        tcp_transfer(a, b, 5_000_000)
+    assert len(seen(capture)) < 20  # fragments
+    assert stats(a.host)["encoded"] == 0
+
+
+def test_a_flow_that_gets_its_grant_keeps_the_underlays_mtu(lab: Lab, make: Make) -> None:
+    overlay = make(lab.hosts(2), kind="xmasq")
+    meet(overlay)
+    a, b = overlay.containers
+    for _ in range(3):
+        tcp_transfer(a, b, 5_000_000)
+        time.sleep(0.5)
+    assert learned(a, b) == 0
+    assert stats(a.host)["too_big_tx"] == 0

@@ -34,7 +34,7 @@ from xmasq_link import _wire as wire
 # Actions of the programs (linux/pkt_cls.h).
 UNSPEC, SHOT, REDIRECT = -1, 2, 7
 # enum kind in src/state.h
-ENCODED, CONTROL, OFFER, DECODED, ASK = 1, 2, 3, 4, 5
+ENCODED, CONTROL, OFFER, DECODED, ASK, TOO_BIG = 1, 2, 3, 4, 5, 6
 CB_MARK, CB_KEY, CB_NONCE, CB_LINK, CB_FLAGS = range(5)
 
 SEC = 1_000_000_000
@@ -551,7 +551,7 @@ _TIMES: dict[str, tuple[str, ...]] = {
     "grants": ("next_offer",),
     "macs": ("at",),
     "asked": ("at",),
-    "oversize": ("at",),
+    "bigs": ("first", "told"),
     "told": ("at",),
 }
 _SEALS: dict[str, Callable[[Any, Any], int]] = {

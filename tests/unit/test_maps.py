@@ -30,6 +30,7 @@ C_NAMES = {
     m.Grant: "grant",
     m.MacKey: "mac_key",
     m.MacSeen: "mac_seen",
+    m.Big: "big",
     m.Scratch: "scratch",
     m.Pool: "pool",
     m.Frame: "frame",

@@ -24,6 +24,7 @@ _GROUPS: dict[str, tuple[str, ...]] = {
         "held",
         "exhausted",
         "moved",
+        "too_big_tx",
     ),
     "bounces": (
         "bounce_tx",
