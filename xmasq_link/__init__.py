@@ -16,16 +16,18 @@ if TYPE_CHECKING:
     from ._attach import attach_link, detach_link
     from ._capture import Capture, capture
     from ._cni.agent import run_agent
+    from ._doctor import diagnose
     from ._explain import explain
     from ._flow import flows, flush, keys, peers
     from ._link import create_link, delete_link, links, set_link
-    from ._model import Condition, Explanation, Flow, Frame, Key, Link, Peer, Statistics, Traffic
+    from ._model import Condition, Explanation, Finding, Flow, Frame, Key, Link, Peer, Statistics, Traffic
     from ._netns import netns
 
 __all__ = [
     "Capture",
     "Condition",
     "Explanation",
+    "Finding",
     "Flow",
     "Frame",
     "InputError",
@@ -40,6 +42,7 @@ __all__ = [
     "create_link",
     "delete_link",
     "detach_link",
+    "diagnose",
     "explain",
     "flows",
     "flush",
@@ -55,10 +58,22 @@ _HOME = {
     "_cni.agent": ("run_agent",),
     "_attach": ("attach_link", "detach_link"),
     "_capture": ("Capture", "capture"),
+    "_doctor": ("diagnose",),
     "_explain": ("explain",),
     "_flow": ("flows", "flush", "keys", "peers"),
     "_link": ("create_link", "delete_link", "links", "set_link"),
-    "_model": ("Condition", "Explanation", "Flow", "Frame", "Key", "Link", "Peer", "Statistics", "Traffic"),
+    "_model": (
+        "Condition",
+        "Explanation",
+        "Finding",
+        "Flow",
+        "Frame",
+        "Key",
+        "Link",
+        "Peer",
+        "Statistics",
+        "Traffic",
+    ),
     "_netns": ("netns",),
 }
 

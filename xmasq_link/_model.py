@@ -190,3 +190,17 @@ class Explanation:
     peer: str | None
     encoded: bool
     conditions: tuple[Condition, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What a look at this host has found.
+
+    about: the link, device, peer or part of the system. level: "ok", "info", "warning" (slower, or not
+    for all packets) or "fault" (xmasq cannot work). hint: what to do about it, if something.
+    """
+
+    about: str
+    level: str
+    text: str
+    hint: str

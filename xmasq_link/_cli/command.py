@@ -9,6 +9,14 @@ from typing import NamedTuple
 from .output import Options
 
 
+class Exit(Exception):
+    """Ends a command that has said all there is to say, with an exit status other than 0."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(status)
+        self.status = status
+
+
 class Command(NamedTuple):
     """A command of an object.
 

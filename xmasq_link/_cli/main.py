@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any
 
 from .._errors import InputError, XmasqError
-from .command import Command
+from .command import Command, Exit
 from .interrupt import Interrupted, Signals
 from .output import Options, one_line
 from .words import HELP_WORDS, HelpWanted, pick
@@ -22,7 +22,19 @@ _SIGPIPE = 13
 _DEBUG = "XMASQ_DEBUG"
 
 #: Each is a module of this package; an abbreviation means the first that fits.
-OBJECTS = ("link", "flow", "key", "peer", "flush", "attach", "detach", "capture", "agent", "explain")
+OBJECTS = (
+    "link",
+    "flow",
+    "key",
+    "peer",
+    "flush",
+    "attach",
+    "detach",
+    "capture",
+    "agent",
+    "explain",
+    "doctor",
+)
 #: In the order in which abbreviations are looked up, with the field of Options.
 OPTIONS = {
     "json": "json",
@@ -41,7 +53,8 @@ Usage: xmasq [ OPTIONS ] OBJECT { COMMAND | help }
        xmasq [ -V ]
 
 where  OBJECT  := { link | flow | key | peer | flush | attach | detach |
-                    capture | explain | agent }
+                    capture | explain | agent |
+                    doctor }
        OPTIONS := { -n[etns] NAME | -j[son] | -p[retty] | -s[tatistics] |
                     -d[etails] | -o[neline] }
 
@@ -54,6 +67,7 @@ where  OBJECT  := { link | flow | key | peer | flush | attach | detach |
   detach  make an attached link a plain vxlan device again
   capture see the packets of a link, fast path included
   explain why a flow is encoded, or is not
+  doctor  what on this host keeps xmasq from working, or from being fast
   agent   keep a node of a CNI network in step with the others
 
 xmasq OBJECT help says more.
@@ -98,6 +112,8 @@ def _verdict(e: BaseException) -> tuple[int, str]:
             return EXIT_SIGNAL + 2, ""
         case BrokenPipeError():
             return EXIT_SIGNAL + _SIGPIPE, ""
+        case Exit():
+            return e.status, ""
         case InputError():
             return EXIT_INPUT, str(e)
         case XmasqError() if isinstance(e.__cause__, PermissionError) and os.geteuid() != 0:
