@@ -280,6 +280,19 @@ class Big(Struct):
     _fields_ = [("first", u64), ("told", u64)]
 
 
+class Hop(Struct):
+    """Per CPU: the way to a peer, for a tick."""
+
+    _fields_ = [
+        ("tick", u64),
+        ("gen", u32),
+        ("oif", u32),
+        ("pair", u16),
+        ("state", u16),
+        ("eth", Mac * 2),
+    ]
+
+
 class Scratch(Struct):
     """Per CPU: the flow that encode has just sent into the fallback, and the time of a tick."""
 
@@ -402,5 +415,6 @@ LAYOUT: dict[str, tuple[type[Struct] | None, type[Struct] | None]] = {
     "macs": (MacKey, MacSeen),
     "asked": (MacKey, U64),
     "bigs": (U64, Big),
+    "hops": (None, Hop),
     "scratch": (None, Scratch),
 }

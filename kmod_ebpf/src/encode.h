@@ -7,6 +7,7 @@
 #define XMASQ_ENCODE_H
 
 #include "csum.h"
+#include "hop.h"
 #include "parse.h"
 #include "pmtu.h"
 #include "seal.h"
@@ -277,13 +278,7 @@ static __always_inline int encode(struct __sk_buff *skb)
 		live->sent_at = now;
 	count_bytes(e.link, C_ENCODED, skb->len);
 	mark_set(skb, conf, KIND_ENCODED);
-	/*
-	 * With the next hop given, the packet would keep its route to the link, and if the
-	 * neighbour has to be resolved, the kernel sends it by that route's neighbour afterwards
-	 * (neigh_update): to a wrong address. So the route is looked up, which also follows every
-	 * change at once.
-	 */
-	return xm_redirect_neigh(e.oif, 0, 0, 0);
+	return forward(skb, &e);
 
 fallback:
 	return fallback(skb, conf, reason, solicit, granted, limit, now);

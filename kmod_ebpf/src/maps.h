@@ -17,6 +17,7 @@
 #define MAX_LINKS 1025 /* index 0 counts what belongs to no link */
 #define MAX_PAIRS 4096
 #define PAIR_HINTS 4096
+#define HOPS 256
 #define MAX_BLOCKS 1024
 #define BLOCK_KEYS 64 /* keys whose slots are handed out together */
 #define MAX_FLOWS 65536
@@ -250,6 +251,16 @@ struct mac_seen {
 struct big {
 	__u64 first;
 	__u64 told; /* 0: not yet */
+};
+
+/* Per CPU: the way to a peer, for a tick (hop.h). */
+struct hop {
+	__u64 tick;
+	__u32 gen;
+	__u32 oif;
+	__u16 pair;
+	__u16 state;
+	__u8 eth[2 * ETH_ALEN];
 };
 
 /* Per CPU. */

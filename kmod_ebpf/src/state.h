@@ -42,6 +42,7 @@ static __always_inline void asked_set(struct mac_key *k, __u64 at);
 static __always_inline void asked_del(struct mac_key *k);
 static __always_inline struct big *big_get(__u64 *k);
 static __always_inline void big_set(__u64 *k, struct big *b);
+static __always_inline struct hop *hop_at(__u32 at);
 static __always_inline struct scratch *scratch_get(void);
 static __always_inline struct counters *counters_at(__u32 idx);
 

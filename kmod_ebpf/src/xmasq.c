@@ -31,6 +31,7 @@ BPF_TABLE("lru_hash", struct flow, struct grant, grants, MAX_FLOWS);
 BPF_TABLE("lru_hash", struct mac_key, struct mac_seen, macs, MAX_FLOWS / 4);
 BPF_TABLE("lru_hash", u64, struct big, bigs, MAX_FLOWS / 4);
 BPF_TABLE("lru_hash", struct mac_key, u64, asked, MAX_PAIRS);
+BPF_TABLE("percpu_array", u32, struct hop, hops, HOPS);
 BPF_TABLE("percpu_array", u32, struct scratch, scratch, 1);
 BPF_TABLE("percpu_array", u32, struct counters, stats, MAX_LINKS);
 
@@ -208,6 +209,11 @@ static __always_inline struct big *big_get(__u64 *k)
 static __always_inline void big_set(__u64 *k, struct big *b)
 {
 	bigs.update(k, b);
+}
+
+static __always_inline struct hop *hop_at(__u32 at)
+{
+	return hops.lookup(&at);
 }
 
 static __always_inline struct scratch *scratch_get(void)

@@ -31,6 +31,7 @@ C_NAMES = {
     m.MacKey: "mac_key",
     m.MacSeen: "mac_seen",
     m.Big: "big",
+    m.Hop: "hop",
     m.Scratch: "scratch",
     m.Pool: "pool",
     m.Frame: "frame",
