@@ -20,7 +20,21 @@ if TYPE_CHECKING:
     from ._explain import explain
     from ._flow import flows, flush, keys, peers
     from ._link import create_link, delete_link, links, set_link
-    from ._model import Condition, Explanation, Finding, Flow, Frame, Key, Link, Peer, Statistics, Traffic
+    from ._metrics import metrics, serve_metrics
+    from ._model import (
+        Condition,
+        Explanation,
+        Finding,
+        Flow,
+        Frame,
+        Key,
+        Link,
+        Metric,
+        Peer,
+        Sample,
+        Statistics,
+        Traffic,
+    )
     from ._netns import netns
 
 __all__ = [
@@ -33,7 +47,9 @@ __all__ = [
     "InputError",
     "Key",
     "Link",
+    "Metric",
     "Peer",
+    "Sample",
     "Statistics",
     "Traffic",
     "XmasqError",
@@ -48,9 +64,11 @@ __all__ = [
     "flush",
     "keys",
     "links",
+    "metrics",
     "netns",
     "peers",
     "run_agent",
+    "serve_metrics",
     "set_link",
 ]
 
@@ -62,6 +80,7 @@ _HOME = {
     "_explain": ("explain",),
     "_flow": ("flows", "flush", "keys", "peers"),
     "_link": ("create_link", "delete_link", "links", "set_link"),
+    "_metrics": ("metrics", "serve_metrics"),
     "_model": (
         "Condition",
         "Explanation",
@@ -70,7 +89,9 @@ _HOME = {
         "Frame",
         "Key",
         "Link",
+        "Metric",
         "Peer",
+        "Sample",
         "Statistics",
         "Traffic",
     ),

@@ -53,7 +53,7 @@ _FLAGS = {
 }
 _RUNNING = 0x40
 #: These belong to the host: a bounce names no VNI, nor does what was sanitised.
-_HOST_COUNTERS = (
+HOST_COUNTERS = (
     "bounce_tx",
     "bounce_rx",
     "stray",
@@ -664,7 +664,7 @@ def _stats(dp: Datapath, idx: int) -> dict[str, int]:
     host = dp.stats(0)
     stats["fallback"] = sum(v for k, v in stats.items() if k.startswith("fb_"))
     stats["bounced"] = stats["restored"]
-    for name in _HOST_COUNTERS:
+    for name in HOST_COUNTERS:
         stats[name] += host[name]
     return stats
 

@@ -204,3 +204,38 @@ class Finding:
     level: str
     text: str
     hint: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A value of a metric, and what it is of."""
+
+    labels: dict[str, str]
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """Something to measure. name, kind ("counter" or "gauge") and help as Prometheus has them."""
+
+    name: str
+    kind: str
+    help: str
+    samples: tuple[Sample, ...]
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The names of its labels."""
+        return tuple(self.samples[0].labels) if self.samples else ()
+
+    def __str__(self) -> str:
+        """In the text format, version 0.0.4."""
+        lines = [f"# HELP {self.name} {self.help}", f"# TYPE {self.name} {self.kind}"]
+        for sample in self.samples:
+            labels = ",".join(f'{name}="{_quoted(value)}"' for name, value in sample.labels.items())
+            lines.append(f"{self.name}{{{labels}}} {sample.value}")
+        return "\n".join(lines)
+
+
+def _quoted(text: str) -> str:
+    return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")

@@ -34,6 +34,7 @@ OBJECTS = (
     "agent",
     "explain",
     "doctor",
+    "metrics",
 )
 #: In the order in which abbreviations are looked up, with the field of Options.
 OPTIONS = {
@@ -54,7 +55,7 @@ Usage: xmasq [ OPTIONS ] OBJECT { COMMAND | help }
 
 where  OBJECT  := { link | flow | key | peer | flush | attach | detach |
                     capture | explain | agent |
-                    doctor }
+                    doctor | metrics }
        OPTIONS := { -n[etns] NAME | -j[son] | -p[retty] | -s[tatistics] |
                     -d[etails] | -o[neline] }
 
@@ -68,6 +69,7 @@ where  OBJECT  := { link | flow | key | peer | flush | attach | detach |
   capture see the packets of a link, fast path included
   explain why a flow is encoded, or is not
   doctor  what on this host keeps xmasq from working, or from being fast
+  metrics counters and states for Prometheus
   agent   keep a node of a CNI network in step with the others
 
 xmasq OBJECT help says more.
