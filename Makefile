@@ -8,10 +8,10 @@ JOBS ?= 2
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint soak bench
+.PHONY: help setup demo test lint soak bench plugin wheel install uninstall
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## Install what is missing: Debian packages and a Python environment in .venv
 	@.ci/setup
@@ -26,7 +26,7 @@ lint: setup ## Check style and types
 	@.venv/bin/ruff check .
 	@.venv/bin/ruff format --check .
 	@.venv/bin/mypy --strict xmasq_link kmod_ebpf
-	@find kmod_ebpf/src -name '*.[ch]' -print0 | xargs -0 clang-format --dry-run -Werror
+	@find kmod_ebpf/src iproute_ext -name '*.[ch]' -print0 | xargs -0 clang-format --dry-run -Werror
 
 soak: setup ## Run the mixture of all faults for ten minutes; ARGS= goes to it
 	@$(PYTHON) -m tests.soak $(ARGS)
@@ -34,3 +34,15 @@ soak: setup ## Run the mixture of all faults for ten minutes; ARGS= goes to it
 bench: setup ## Measure speed beside plain routing and VXLAN (about ten minutes); ARGS= goes to it
 	@.ci/setup-bench
 	@$(PYTHON) -m tests.perf $(ARGS)
+
+plugin: setup ## Build the iproute2 plugin, build/link_xmasq.so
+	@$(MAKE) -s -C iproute_ext plugin
+
+wheel: setup ## Build the Python package: wheel and source archive in dist/
+	@$(PYTHON) -m build --outdir dist .
+
+install: setup ## Install for use without this tree; DESTDIR=, PREFIX= (/usr/local), IP_LIB_DIR=
+	@$(MAKE) -s -C iproute_ext install
+
+uninstall: ## Take away what make install has put there; with the same DESTDIR=, PREFIX=
+	@$(MAKE) -s -C iproute_ext uninstall

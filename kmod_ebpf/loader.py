@@ -103,7 +103,7 @@ def _run_compiler(unit: Unit) -> str:
     env["PYTHONPATH"] = os.pathsep.join(filter(None, [package, env.get("PYTHONPATH")]))
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "kmod_ebpf._compile", str(SOURCE / unit[0]), *unit[1]],
+            [sys.executable, "-P", "-m", "kmod_ebpf._compile", str(SOURCE / unit[0]), *unit[1]],
             capture_output=True,
             text=True,
             timeout=_COMPILE_SECONDS,

@@ -313,10 +313,15 @@ def test_calls(run, calls, line, call):
         ("", "OBJECT: missing; allowed are link, flow, key, peer, flush"),
         ("tunnel", "tunnel: unknown object; allowed are link, "),
         ("link frob", 'frob: unknown command of "link"; allowed are add, set, delete, show'),
-        ("-z link", "-z: unknown option; allowed are -json, "),
+        ("-z link", "-z: unknown option; allowed are -statistics, "),
         ("-", "-: unknown option"),
         ("-n", "netns: a value is missing"),
         ("-n a -n b link", "netns: given twice"),
+        ("-b", "batch: a value is missing; allowed is FILE, or - for standard input"),
+        ("-b /nonexistent/file", 'batch: cannot open "/nonexistent/file": No such file or directory'),
+        ("-b - link", "link: not allowed: -batch takes its commands from the file"),
+        ("-c=blue link", 'color: "blue" is unknown; allowed is always or auto or never'),
+        ("-j=1 link", "-j=1: unknown option"),
         ("link add", 'name: missing; "link add" needs name NAME'),
         ("link add xm0 local 192.0.2.1", "id: missing"),
         ("link add xm0 id 7", "local: missing"),
@@ -628,6 +633,123 @@ def test_nothing_is_written_before_an_error(run, monkeypatch):
 
     monkeypatch.setattr(api, "flows", unknown)
     refused(run("-j flow show link nosuch"), 2, 'name: there is no device "nosuch"')
+
+
+def test_brief(run):
+    assert run("-br link")[1] == (
+        "xm0              UNKNOWN        02:00:00:00:00:01 <BROADCAST,MULTICAST,UP,LOWER_UP> \n"
+    )
+    assert json.loads(run("-br -j link")[1]) == [
+        {key: INFO[key] for key in ("ifname", "operstate", "address", "flags")}
+    ]
+
+
+@pytest.mark.parametrize("option", ["-c", "-color", "-co=always"])
+def test_colours_are_those_of_ip(run, option):
+    up = {**INFO, "operstate": "UP"}
+    line = link.as_text(dataclasses.replace(LINK, info=up), Options(color=True)).splitlines()
+    assert line[0].startswith("4: \033[36mxm0\033[0m: <")
+    assert " state \033[32mUP\033[0m mode" in line[0]
+    assert "link/ether \033[33m02:00:00:00:00:01\033[0m brd" in line[1]
+    assert "local \033[35m192.0.2.1\033[0m dev" in line[2]
+    assert "\033[36m" in run(f"{option} link")[1]
+    assert "\033" not in run(f"{option} -j link")[1]
+
+
+@pytest.mark.parametrize("option", ["", "-c=never", "-c=auto"])
+def test_no_colours(run, option):
+    assert "\033" not in run(f"{option} link")[1]
+
+
+def test_alias_and_altnames_have_lines_of_their_own(run):
+    info = INFO | {"ifalias": "to rack 7\n", "altnames": ["one", "two"]}
+    lines = link.as_text(dataclasses.replace(LINK, info=info), Options()).splitlines()
+    assert [line.strip() for line in lines[3:]] == ["alias to rack 7\\n", "altname one", "altname two"]
+
+
+def test_group_is_called_so(run):
+    data = INFO["linkinfo"]["info_data"] | {"remote": "239.1.1.1"}
+    info = INFO | {"linkinfo": {"info_kind": "xmasq", "info_data": data}}
+    (*_, line) = link.as_text(dataclasses.replace(LINK, info=info), Options()).splitlines()
+    assert line.startswith("    xmasq id 42 group 239.1.1.1 local 192.0.2.1 ")
+
+
+# Several commands at once
+
+BATCH = """\
+# a comment, and an empty line
+
+link set xm0 lease 5
+link set xm0 \\
+    alias 'to rack 7'
+link frob
+link del xm0
+"""
+
+
+def test_batch(run, calls, tmp_path, monkeypatch):
+    path = tmp_path / "commands"
+    path.write_text(BATCH)
+    status, _, said = run(f"-b {path}")
+    assert status == 1
+    assert said.splitlines() == [
+        'xmasq: frob: unknown command of "link"; allowed are add, set, delete, show, or "help"',
+        f"Command failed {path}:6",
+    ]
+    assert [call[0] for call in calls] == ["set_link", "set_link"]
+    assert calls[1][2] == {"device": {"alias": "to rack 7"}}
+    calls.clear()
+    assert run(f"-force -b {path}")[0] == 1
+    assert [call[0] for call in calls] == ["set_link", "set_link", "delete_link"]
+    calls.clear()
+    monkeypatch.setattr(sys, "stdin", io.StringIO("peer\nlink del xm0\n"))
+    assert run("-batch -")[0] == 0
+    assert [call[0] for call in calls] == ["peers", "delete_link"]
+    path.write_text("link add 'xm0\n")
+    status, _, said = run(f"-b {path}")
+    assert (status, said.splitlines()[0]) == (1, "xmasq: batch: No closing quotation")
+
+
+# Completion
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("l", {"link"}),
+        ("link ", {"add", "set", "delete", "show", "help"}),
+        ("li s", {"set", "show"}),
+        ("-n blue link d", {"delete"}),
+        ("-n ", {"@netns"}),
+        ("-br", {"-brief"}),
+        ("link set xm0 fastpath ", {"on", "off"}),
+        ("link add xm0 df ", {"unset", "set", "inherit"}),
+        ("link add xm0 ttl i", {"inherit"}),
+        ("link add xm0 srcport 1 ", set()),
+        ("link add xm0 secret-file ", {"@file"}),
+        ("link add xm0 master ", {"@device"}),
+        ("link del ", {"@device", "name", "type"}),
+        ("link add xm0 lease 5 le", {"learning"}),
+        ("link add xm0 noprox", {"noproxy"}),
+        ("link add xm0 proxy noprox", set()),
+        ("flow show ", {"link"}),
+        ("flush link xm0 pe", {"peer"}),
+        ("nosuch x", set()),
+    ],
+)
+def test_completion(run, calls, line, expected):
+    status, said, _ = run(["--complete", *line.split(" ")])
+    assert (status, set(said.split())) == (0, expected)
+    assert calls == []
+
+
+def test_completion_of_everything(run):
+    """Each keyword of each command is offered where it may stand."""
+    for command, grammar in GRAMMARS.items():
+        offered = set(run(["--complete", *command.split(), ""])[1].split())
+        if command in ("flow", "key"):
+            offered = set(run(["--complete", command, "show", ""])[1].split())
+        assert {word.name for word in grammar} <= offered, command
 
 
 # Help

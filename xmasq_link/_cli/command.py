@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from .output import Options
+from .words import Word
 
 
 class Exit(Exception):
@@ -22,7 +23,8 @@ class Command(NamedTuple):
 
     name: in full; also: further names. Any of them may be abbreviated, and the first command that
     fits is meant. run: gets the words behind the command. changes: it needs root from the start.
-    whole: once begun, it runs to its end before a signal is obeyed.
+    whole: once begun, it runs to its end before a signal is obeyed. For completion, grammar: its
+    keywords, by default GRAMMAR of its module; bare: the dest of the one that may be left out.
     """
 
     name: str
@@ -30,3 +32,5 @@ class Command(NamedTuple):
     also: tuple[str, ...] = ()
     changes: bool = False
     whole: bool = False
+    grammar: tuple[Word, ...] = ()
+    bare: str = ""

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -13,6 +14,9 @@ from typing import Any
 _OURS = frozenset({"xmasq_link", "kmod_ebpf"})
 _WAITING = frozenset({"subprocess", "selectors"})
 _LIKELY = _OURS | _WAITING
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+#: In the environment, if the launcher holds these back until there are handlers (iproute_ext/launch.c).
+_HELD = "XMASQ_SIGNALS_HELD"
 _ENTERING = frozenset({"__enter__", "enter_context"})
 
 
@@ -55,9 +59,11 @@ class Signals:
     def __enter__(self) -> Signals:
         self._bottom = sys._getframe(1)
         with contextlib.suppress(ValueError):  # handlers are the main thread's
-            for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            for signum in _ENDING:
                 if signal.getsignal(signum) is not signal.SIG_IGN:  # nohup means it
                     self._old[signum] = signal.signal(signum, self._arrived)
+            if os.environ.pop(_HELD, None):
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
         return self
 
     def __exit__(

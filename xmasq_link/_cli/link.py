@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from . import linkwords
 from .command import Command
 from .counters import counter_lines, stats64, traffic_lines
 from .linkwords import ADD, DELETE, SET, SHOW, gather
-from .output import Options, show
+from .output import Options, one_line, show
 from .secret import read_secret
 from .words import parse, require
 
@@ -62,8 +63,13 @@ def show_(words: Sequence[str], options: Options) -> None:
     links = api.links(found.get("name"))
     if "up" in found:
         links = [link for link in links if link.up]
+    for key in ("master", "group"):
+        if key in found:
+            links = [link for link in links if link.info.get(key) == found[key]]
 
     def as_dict(link: Link) -> dict[str, Any]:
+        if options.brief:
+            return {key: link.info[key] for key in ("ifname", "operstate", "address", "flags")}
         if not options.stats:
             return link.info
         return link.info | {"stats64": stats64(link.traffic), "xmasq": link.stats}
@@ -73,15 +79,23 @@ def show_(words: Sequence[str], options: Options) -> None:
 
 def as_text(link: Link, options: Options) -> str:
     """A link in the lines of `ip -d link show`, and its counters if they are wanted."""
-    lines = [_device_line(link), _address_line(link, options.details), _type_line(link, options.details)]
+    info = link.info
+    if options.brief:
+        state = options.paint(str(info["operstate"]).lower(), f"{info['operstate']:<14}")
+        name, address = options.paint("name", f"{link.name:<16}"), options.paint("lladdr", link.address)
+        return f"{name} {state} {address} <{','.join(info['flags'])}> "
+    lines = [_device_line(link, options), _address_line(link, options), _type_line(link, options)]
+    if info.get("ifalias"):
+        lines.append(f"alias {one_line(info['ifalias'])}")
+    lines += [f"altname {name}" for name in info.get("altnames", ())]
     if options.stats:
         lines += traffic_lines(link.traffic) + counter_lines(link.stats)
     return "\n    ".join(lines)
 
 
-def _device_line(link: Link) -> str:
+def _device_line(link: Link, options: Options) -> str:
     info = link.info
-    words = [f"{link.index}: {link.name}: <{','.join(info['flags'])}> mtu {link.mtu}"]
+    words = [f"{link.index}: {options.paint('name', link.name)}: <{','.join(info['flags'])}> mtu {link.mtu}"]
     for key, name in (
         ("qdisc", "qdisc"),
         ("master", "master"),
@@ -91,15 +105,16 @@ def _device_line(link: Link) -> str:
         ("txqlen", "qlen"),
     ):
         if info.get(key) is not None:
-            words.append(f"{name} {info[key]}")
+            value = str(info[key])
+            words.append(f"{name} {options.paint(value.lower(), value) if name == 'state' else value}")
     return " ".join(words)
 
 
-def _address_line(link: Link, details: bool) -> str:
+def _address_line(link: Link, options: Options) -> str:
     info = link.info
-    words = [f"link/{info.get('link_type', 'ether')} {link.address}"]
+    words = [f"link/{info.get('link_type', 'ether')} {options.paint('lladdr', link.address)}"]
     names = [("broadcast", "brd")]
-    if details:
+    if options.details:
         names += [
             ("promiscuity", "promiscuity"),
             ("allmulti", "allmulti"),
@@ -110,12 +125,14 @@ def _address_line(link: Link, details: bool) -> str:
     return " ".join(words)
 
 
-def _type_line(link: Link, details: bool) -> str:
+def _type_line(link: Link, options: Options) -> str:
     data = dict(link.info["linkinfo"]["info_data"])
     words = [f"xmasq id {data.pop('id', link.vni)}"]
-    if data.pop("remote", link.remote):
-        words.append(f"remote {link.remote}")
-    words.append(f"local {data.pop('local', link.local)} dev {data.pop('dev', link.dev)}")
+    if remote := data.pop("remote", link.remote):
+        word = "group" if ipaddress.ip_address(remote).is_multicast else "remote"
+        words.append(f"{word} {_paint(remote, options)}")
+    local = _paint(data.pop("local", link.local), options)
+    words.append(f"local {local} dev {data.pop('dev', link.dev)}")
     words.append(f"dstport {data.pop('port', link.port)}")
     if not data.pop("learning", link.learning):
         words.append("nolearning")
@@ -127,9 +144,13 @@ def _type_line(link: Link, details: bool) -> str:
         words.append("secret")
     if data.pop("attached", link.attached):
         words.append("attached")
-    if details:
+    if options.details:
         words += _detail_words(data)
     return " ".join(words)
+
+
+def _paint(address: str, options: Options) -> str:
+    return options.paint("address6" if ":" in address else "address", address)
 
 
 def _detail_words(data: Mapping[str, Any]) -> list[str]:
@@ -161,8 +182,8 @@ def _detail_words(data: Mapping[str, Any]) -> list[str]:
 
 
 COMMANDS = (
-    Command("add", add, changes=True),
-    Command("set", set_, also=("change",), changes=True, whole=True),
-    Command("delete", delete, changes=True, whole=True),
-    Command("show", show_, also=("list", "lst")),
+    Command("add", add, changes=True, grammar=ADD),
+    Command("set", set_, also=("change",), changes=True, whole=True, grammar=SET, bare="name"),
+    Command("delete", delete, changes=True, whole=True, grammar=DELETE, bare="name"),
+    Command("show", show_, also=("list", "lst"), grammar=SHOW, bare="name"),
 )

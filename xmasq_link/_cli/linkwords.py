@@ -39,6 +39,7 @@ _READ: dict[str, Callable[[str, str], Any]] = {
 _SETTING: dict[str, Callable[[str, str], Any]] = {
     "alias": text,
     "altname": text,
+    "devgroup": text,
     "broadcast": text,
     "master": text,
     "addrgenmode": text,
@@ -73,7 +74,7 @@ def _device_words(creation: bool) -> tuple[Word, ...]:
             also=setting.also,
         )
         for setting in _device.SETTINGS
-        if (creation or not setting.creation) and setting.name != "devgroup"  # the word is group
+        if creation or not setting.creation
     ]
     return (*words, Word("nomaster", DEVICE + "master", value=None))
 
@@ -95,6 +96,7 @@ _NETNS_SET = (
     "a link cannot leave its namespace: encoded packets could not follow it; allowed is to delete it, "
     "and to add one there"
 )
+_NO_LINK = 'an xmasq link names its underlay by "dev", behind "type xmasq"'
 _FIXED = "cannot be changed: it is part of what peers know the link by; allowed is to delete and add the link"
 
 NAME = Word("name", "name", text, "NAME (1 to 15 bytes)")
@@ -128,6 +130,7 @@ ADD = (
     *_vxlan_words(),
     *_device_words(True),
     Word("netns", "netns", refuse(_NETNS_ADD), _NETNS_TAKES),
+    Word("link", "link", refuse(_NO_LINK), "DEVICE"),
     _LEASE,
     _SECRET,
     _FASTPATH,
@@ -139,7 +142,13 @@ ADD = (
 )
 _LINK = Word("dev", "name", text, "NAME (of an xmasq link)")
 DELETE = (Word("name", "name", text, "NAME (of an xmasq link)", also=("dev",)), TYPE)
-SHOW = (DELETE[0], UP, TYPE)
+SHOW = (
+    DELETE[0],
+    UP,
+    TYPE,
+    Word("master", "master", text, "DEVICE", also=("vrf",)),
+    Word("group", "group", text, "GROUP (a device group)"),
+)
 SET = (
     _LINK,
     TYPE,
@@ -211,16 +220,16 @@ Usage: xmasq link add [ name ] NAME [ DEVICE SETTINGS ] [ type xmasq ] id VNI lo
                       [ { remote | group } ADDR ] [ [no]learning ] [ ageing SECONDS ] [ ttl TTL ]
                       [ tos TOS ] [ df DF ] [ flowlabel LABEL ] [ [no]localbypass ]
                       [ lease TIME ] [ fastpath { on | off } ] [ secret-file PATH ]
-       xmasq link [ show [ [ dev ] NAME ] [ up ] ]
+       xmasq link [ show [ [ dev ] NAME ] [ up ] [ master DEVICE ] [ group GROUP ] ]
 
 DEVICE SETTINGS are those of ip link: [ up | down ] [ mtu MTU ] [ address LLADDR ]
        [ broadcast LLADDR ] [ txqueuelen PACKETS ] [ alias TEXT ] [ altname NAME ]
-       [ group GROUP ] [ master DEVICE | nomaster ] [ addrgenmode MODE ]
+       [ { group | devgroup } GROUP ] [ master DEVICE | nomaster ] [ addrgenmode MODE ]
        [ { arp | multicast | allmulticast | promisc | dynamic | trailers | protodown } { on | off } ]
        [ gso_max_size BYTES ] [ gso_max_segs PACKETS ] [ gro_max_size BYTES ]
        and for link add: [ index IDX ] [ numtxqueues NUMBER ] [ numrxqueues NUMBER ]
 
-Refused, with the reason: external, vnifilter, gbp, gpe, netns.
+Refused, with the reason: external, vnifilter, gbp, gpe, netns, link.
 
 Where: VNI   := 0 to 16777215
        MTU   := 68 to the underlay's, which is the default

@@ -21,6 +21,9 @@ EXIT_REFUSED, EXIT_INPUT, EXIT_SIGNAL = 1, 2, 128
 _SIGPIPE = 13
 _DEBUG = "XMASQ_DEBUG"
 
+#: What follows an option that has a value, for errors.
+_VALUES = {"netns": "NAME (of a network namespace) or a path", "batch": "FILE, or - for standard input"}
+_COLOR = ("always", "auto", "never")
 #: Each is a module of this package; an abbreviation means the first that fits.
 OBJECTS = (
     "link",
@@ -36,14 +39,18 @@ OBJECTS = (
     "doctor",
     "metrics",
 )
-#: In the order in which abbreviations are looked up, with the field of Options.
+#: In the order in which abbreviations are looked up (that of `ip`), with the field of Options.
 OPTIONS = {
-    "json": "json",
-    "pretty": "pretty",
     "statistics": "stats",
     "stats": "stats",
     "details": "details",
     "oneline": "oneline",
+    "force": "force",
+    "batch": "batch",
+    "brief": "brief",
+    "json": "json",
+    "pretty": "pretty",
+    "color": "color",
     "netns": "netns",
     "Version": "version",
     "version": "version",
@@ -57,7 +64,8 @@ where  OBJECT  := { link | flow | key | peer | flush | attach | detach |
                     capture | explain | agent |
                     doctor | metrics }
        OPTIONS := { -n[etns] NAME | -j[son] | -p[retty] | -s[tatistics] |
-                    -d[etails] | -o[neline] }
+                    -d[etails] | -o[neline] | -br[ief] | -c[olor][=WHEN] |
+                    -b[atch] FILE | -force }
 
   link    the links: add, delete, set, show
   flow    what this host encodes: show
@@ -79,8 +87,9 @@ xmasq OBJECT help says more.
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status.
 
-    argv: the words behind the program's name, by default the process's own. 0: done; 1: the kernel
-    or the environment refused; 2: bad input; 128 and a signal's number: ended by it.
+    argv: the words behind the program's name, by default the process's own. 0: done; 1: the
+    environment refused; 2: bad input, or the kernel refused (as with `ip`); 128 and a signal's
+    number: ended by it.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):
@@ -88,21 +97,26 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     try:
         with Signals(last=argv is None) as signals:
-            _run(words, signals)
+            status = _run(words, signals)
             if sys.stdout is not None:
                 sys.stdout.flush()
-        return 0
-    except BaseException as e:
-        if os.environ.get(_DEBUG, "0") not in ("", "0") and not isinstance(e, SystemExit):
-            import traceback
-
-            traceback.print_exc()
-        status, line = _verdict(e)
-        _drop_output()
-        if line and sys.stderr is not None:
-            with contextlib.suppress(OSError):
-                print(f"xmasq: {one_line(line)}", file=sys.stderr)
         return status
+    except BaseException as e:
+        return _report(e)
+
+
+def _report(e: BaseException) -> int:
+    """Says what ended a command; returns the exit status."""
+    if os.environ.get(_DEBUG, "0") not in ("", "0") and not isinstance(e, SystemExit):
+        import traceback
+
+        traceback.print_exc()
+    status, line = _verdict(e)
+    _drop_output()
+    if line and sys.stderr is not None:
+        with contextlib.suppress(OSError):
+            print(f"xmasq: {one_line(line)}", file=sys.stderr)
+    return status
 
 
 def _verdict(e: BaseException) -> tuple[int, str]:
@@ -144,19 +158,71 @@ def _drop_output() -> None:
             os.dup2(null.fileno(), sys.stdout.fileno())
 
 
-def _run(words: list[str], signals: Signals) -> None:
+def _run(words: list[str], signals: Signals) -> int:
+    """Runs what the words say; returns the exit status if there is no exception to tell it."""
     for word in words:
         try:
             word.encode()
         except UnicodeEncodeError:
             raise InputError(word, "not valid UTF-8") from None
+    if words[:1] == ["--complete"]:
+        from .complete import candidates
+
+        print("\n".join(candidates(words[1:], OBJECTS, OPTIONS)))
+        return 0
     options, rest, ask = _options(words)
     if ask == "version":
         print(f"xmasq {_version()}")
-        return
-    if ask == "help" or (rest and rest[0] in HELP_WORDS):
+    elif ask == "help" or (rest and rest[0] in HELP_WORDS):
         print(USAGE, end="")
-        return
+    elif options.batch is None:
+        _object(rest, options, signals)
+    elif rest:
+        raise InputError(rest[0], "not allowed: -batch takes its commands from the file")
+    else:
+        return _batch(options, signals)
+    return 0
+
+
+def _batch(options: Options, signals: Signals) -> int:
+    """Runs the commands of a file, one on each line, as `ip -batch` does: the first failure ends it,
+    unless there is -force. Returns the exit status."""
+    import shlex
+
+    assert options.batch is not None
+    status = 0
+    with contextlib.ExitStack() as stack:
+        try:
+            file = sys.stdin if options.batch == "-" else stack.enter_context(open(options.batch))
+        except OSError as e:
+            raise InputError("batch", f'cannot open "{options.batch}": {e.strerror}') from e
+        number, line = 0, ""
+        for number, text in enumerate(file, 1):
+            line += text
+            if line.endswith("\\\n"):
+                line = line[:-2] + " "
+                continue
+            whole, line = line, ""
+            try:
+                try:
+                    words = shlex.split(whole, comments=True)
+                except ValueError as e:
+                    raise InputError("batch", f"{e}") from e
+                if words:
+                    _object(words, options, signals)
+            except (XmasqError, OSError) as e:
+                if isinstance(e, BrokenPipeError):
+                    raise
+                _report(e)
+                print(f"Command failed {options.batch}:{number}", file=sys.stderr)
+                status = EXIT_REFUSED
+                if not options.force:
+                    break
+    return status
+
+
+def _object(rest: list[str], options: Options, signals: Signals) -> None:
+    """Runs one command: its object, and the words behind."""
     if not rest:
         raise InputError("OBJECT", f'missing; allowed are {", ".join(OBJECTS)}, or "help"')
     name = pick(rest[0], OBJECTS)
@@ -188,23 +254,26 @@ def _options(words: list[str]) -> tuple[Options, list[str], str]:
     while at < len(words) and words[at].startswith("-") and not ask:
         word = words[at]
         at += 1
-        full = pick(word.removeprefix("-").removeprefix("-"), OPTIONS)
-        if full is None:
+        short, equals, when = word.removeprefix("-").removeprefix("-").partition("=")
+        full = pick(short, OPTIONS)
+        if full is None or (equals and full != "color"):
             allowed = ", ".join(f"-{name}" for name in OPTIONS if name not in ("stats", "version"))
             raise InputError(word, f"unknown option; allowed are {allowed}")
         field = OPTIONS[full]
         if field in ("version", "help"):
             ask = field
-        elif field != "netns":
+        elif field == "color":
+            if equals and when not in _COLOR:
+                raise InputError("color", f'"{when}" is unknown; allowed is {" or ".join(_COLOR)}')
+            given[field] = when != "never" and (when != "auto" or sys.stdout.isatty())
+        elif field not in _VALUES:
             given[field] = True
-        elif "netns" in given:
-            raise InputError("netns", "given twice")
+        elif field in given:
+            raise InputError(field, "given twice")
         elif at == len(words):
-            raise InputError(
-                "netns", "a value is missing; allowed is NAME (of a network namespace) or a path"
-            )
+            raise InputError(field, f"a value is missing; allowed is {_VALUES[field]}")
         else:
-            given["netns"] = words[at]
+            given[field] = words[at]
             at += 1
     return Options(**given), words[at:], ask
 

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, TypeVar
 
 T = TypeVar("T")
+#: SGR codes (ECMA-48) of iproute2 on a light ground, lib/color.c.
+_COLORS = {"name": 36, "lladdr": 33, "address": 35, "address6": 34, "up": 32, "down": 31}
 
 
 class Options(NamedTuple):
@@ -18,6 +20,14 @@ class Options(NamedTuple):
     stats: bool = False
     details: bool = False
     oneline: bool = False
+    brief: bool = False
+    color: bool = False
+    batch: str | None = None
+    force: bool = False
+
+    def paint(self, what: str, text: str) -> str:
+        """Text in the colour that `ip` has for such a thing, if colours are wanted."""
+        return f"\033[{_COLORS[what]}m{text}\033[0m" if self.color and what in _COLORS else text
 
 
 def show(
