@@ -230,6 +230,8 @@ class Agent:
                 subnets = tuple(e.subnet for e in self._join(ipr, ()))
         self._attach(ipr, subnets)
         own = tuple(at.own for at in self._attached)
+        if self._store is not None and self._published and own != self._published:
+            self._store.moved()
         if self._store is not None and own != self._published and self._due("join", _RETRY_S):
             self._join(ipr, subnets)
 

@@ -23,7 +23,7 @@ import urllib3
 from . import config
 from .config import Endpoint, Net, Network
 from .errors import CniError
-from .store import Build, Change, ListAgain, Snapshot, StoreError
+from .store import SOCKET_OPTIONS, Build, Change, ListAgain, Snapshot, StoreError
 
 LEASE_DEFAULT_S = 86400
 KEEP_MOST_S = 20.0
@@ -102,6 +102,10 @@ class Etcd:
             self._lease = None
             return False
         return True
+
+    def moved(self) -> None:
+        """Lets go of idle connections."""
+        self._api.forget()
 
     def leave(self) -> None:
         """Deletes this node's keys. Raises StoreError."""
@@ -249,12 +253,16 @@ class _Gateway:
         for ours, theirs in (("caFile", "ca_certs"), ("certFile", "cert_file"), ("keyFile", "key_file")):
             if options.get(ours):
                 more[theirs] = options[ours]
-        self._pool = urllib3.PoolManager(retries=False, **more)
+        self._pool = urllib3.PoolManager(retries=False, socket_options=SOCKET_OPTIONS, **more)
 
     def call(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         """One request, one answer. Raises StoreError."""
         response = self._post(path, body, urllib3.Timeout(connect=_CONNECT_S, read=_READ_S), stream=False)
         return _object(response.data)
+
+    def forget(self) -> None:
+        """Closes idle connections."""
+        self._pool.clear()
 
     def stream(self, path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """One request, an answer for each line; ends when there was none for a while. Raises StoreError."""

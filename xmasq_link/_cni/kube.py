@@ -22,13 +22,13 @@ from kubernetes.config import ConfigException, load_incluster_config, load_kube_
 from . import config
 from .config import Endpoint, Net, Network
 from .errors import CniError
-from .store import Build, Change, ListAgain, Snapshot, StoreError
+from .store import SOCKET_OPTIONS, Build, Change, ListAgain, Snapshot, StoreError
 
 #: A Node object, as in JSON.
 Node = dict[str, Any]
 
 PREFIX = "xmasq"
-_CONNECT_S, _READ_S = 3.0, 10.0
+_CONNECT_S, _READ_S = 3.0, 5.0
 #: A watch is asked for anew after so long, which also ends one that is half open.
 _WATCH_S = 60
 _GONE = 410
@@ -63,7 +63,9 @@ class Kubernetes:
         except (ConfigException, OSError) as e:
             raise StoreError(f"datastore: {' '.join(str(e).split())}") from e
         settings.retries = False  # the agent does that
-        self._api = client.CoreV1Api(client.ApiClient(settings))
+        settings.socket_options = SOCKET_OPTIONS
+        self._client = client.ApiClient(settings)
+        self._api = client.CoreV1Api(self._client)
 
     # What the agent calls
 
@@ -110,6 +112,10 @@ class Kubernetes:
     def keep(self) -> bool:
         """Whether the annotation is still there. Raises StoreError."""
         return bool(self._written) and self._said(self._read()) == self._written
+
+    def moved(self) -> None:
+        """Lets go of idle connections."""
+        self._client.rest_client.pool_manager.clear()
 
     def leave(self) -> None:
         """Removes the annotation. Raises StoreError."""

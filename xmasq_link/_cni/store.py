@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import importlib
+import socket
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -12,6 +13,17 @@ from .config import Endpoint, Net, Network
 
 #: What this node is in a subnet that it gets: the VTEP address of that family goes with it.
 Build = Callable[[Net], Endpoint]
+
+
+#: Of every connection: a dead one, on which nothing is sent while a watch is quiet, is noticed in 20 s.
+SOCKET_OPTIONS = [
+    (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 10),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 2),
+    (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 20_000),
+]
 
 
 class StoreError(Exception):
@@ -55,6 +67,9 @@ class Store(Protocol):
 
     def keep(self) -> bool:
         """Says that this node is alive; returns whether it is still published."""
+
+    def moved(self) -> None:
+        """This node has another address now, so idle connections that it had are dead."""
 
     def leave(self) -> None:
         """Takes back what this node has published."""
