@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 from ._errors import InputError, XmasqError
 
 if TYPE_CHECKING:
-    from ._attach import attach_link, detach_link
+    from ._attach import attach_link, detach_link, refresh_link
     from ._capture import Capture, capture
     from ._cni.agent import run_agent
     from ._doctor import diagnose
     from ._explain import explain
+    from ._flannel import flannel_add, flannel_data, flannel_remove, flannel_start
     from ._flow import flows, flush, keys, peers
     from ._link import create_link, delete_link, links, set_link
     from ._metrics import metrics, serve_metrics
@@ -36,9 +37,11 @@ if TYPE_CHECKING:
         Traffic,
     )
     from ._netns import netns
+    from ._watch import Change, watch_links
 
 __all__ = [
     "Capture",
+    "Change",
     "Condition",
     "Explanation",
     "Finding",
@@ -60,6 +63,10 @@ __all__ = [
     "detach_link",
     "diagnose",
     "explain",
+    "flannel_add",
+    "flannel_data",
+    "flannel_remove",
+    "flannel_start",
     "flows",
     "flush",
     "keys",
@@ -67,17 +74,20 @@ __all__ = [
     "metrics",
     "netns",
     "peers",
+    "refresh_link",
     "run_agent",
     "serve_metrics",
     "set_link",
+    "watch_links",
 ]
 
 _HOME = {
     "_cni.agent": ("run_agent",),
-    "_attach": ("attach_link", "detach_link"),
     "_capture": ("Capture", "capture"),
     "_doctor": ("diagnose",),
     "_explain": ("explain",),
+    "_attach": ("attach_link", "detach_link", "refresh_link"),
+    "_flannel": ("flannel_add", "flannel_data", "flannel_remove", "flannel_start"),
     "_flow": ("flows", "flush", "keys", "peers"),
     "_link": ("create_link", "delete_link", "links", "set_link"),
     "_metrics": ("metrics", "serve_metrics"),
@@ -96,6 +106,7 @@ _HOME = {
         "Traffic",
     ),
     "_netns": ("netns",),
+    "_watch": ("Change", "watch_links"),
 }
 
 

@@ -9,18 +9,25 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import time
+from dataclasses import replace
 from typing import Any
 
 from pyroute2 import IPRoute
 
 from kmod_ebpf import maps as m
 
-from . import _hold, _offload
-from ._datapath import ARRIVE, ENCODE, IN, OUT, Datapath, api, require_root
+from . import _device as _dev
+from . import _hold, _offload, _vxlan
+from ._datapath import ARRIVE, ENCODE, IN, OUT, Datapath, api, require_root, u32
 from ._errors import InputError
 from ._hooks import filters
 from ._link import (
+    FLOWS_MAX,
+    FLOWS_MIN,
+    _check_code_points,
+    _code_point,
     _device,
+    _in_range,
     _ip,
     _reap,
     _Request,
@@ -43,8 +50,6 @@ from ._netns import Netns, locked
 from ._withdraw import withdraw
 
 _QUIET, _PATIENCE = 0.05, 1.0  # seconds
-#: Extensions of a vxlan device whose packets an encoded packet could not stand for.
-_EXTENSIONS = {"IFLA_VXLAN_GBP": "gbp", "IFLA_VXLAN_GPE": "gpe"}
 
 
 @api
@@ -57,6 +62,9 @@ def attach_link(
     secret: bytes | None = None,
     seg_bits: int | None = None,
     key_bits: int | None = None,
+    mark: int | None = None,
+    bounce: int | None = None,
+    flows: int | None = None,
     netns: Netns | None = None,
 ) -> Link:
     """Makes an xmasq link of an existing vxlan device, all of it or nothing. The device stays as it is.
@@ -69,37 +77,28 @@ def attach_link(
     refuses.
     """
     check_name(name)
-    address = _ip("local", local) if local else None
-    check_lease(lease_ms)
-    check_secret(secret)
-    check_bits(seg_bits, key_bits)
+    address = check_options(dev, local, lease_ms, secret, seg_bits, key_bits, mark, bounce, flows)
     require_root()
     with locked(), IPRoute() as ipr, contextlib.ExitStack() as close:
         device = _device(ipr, name)
         if device is None:
             raise InputError("name", f'there is no device "{name}"')
-        data = _vxlan(device)
-        want = _Request(
-            name,
-            data.get_attr("IFLA_VXLAN_ID"),
-            _local(name, data, address),
-            _lower(ipr, name, data, dev),
-            None,
-            data.get_attr("IFLA_VXLAN_PORT"),
-            None,
-            None,
-            bool(data.get_attr("IFLA_VXLAN_LEARNING")),
-            lease_ms,
-            secret,
-            seg_bits,
-            key_bits,
+        want = replace(
+            _request(ipr, device, address, dev),
+            lease_ms=lease_ms,
+            secret=secret,
+            seg_bits=seg_bits,
+            key_bits=key_bits,
+            mark=mark,
+            bounce=bounce,
+            flows=flows,
         )
         dp = usable(ipr, close, lambda found: _drop_spoilt(ipr, found, device["index"], name))
         underlay = _underlay(ipr, want)
         _offload.check(underlay.get_attr("IFLA_IFNAME"))
         check_against_links(want, dp)
         if dp is None:
-            dp = Datapath.load(seg_bits, key_bits)
+            dp = Datapath.load(seg_bits, key_bits, mark, bounce, flows)
             close.callback(dp.close)
         _hold.live(lease_ms)
         with contextlib.ExitStack() as undo:
@@ -107,6 +106,32 @@ def attach_link(
             made = links(name)[0]
             undo.pop_all()
     return made
+
+
+def check_options(
+    dev: str | None = None,
+    local: str | None = None,
+    lease_ms: int = _hold.LEASE_DEFAULT_MS,
+    secret: bytes | None = None,
+    seg_bits: int | None = None,
+    key_bits: int | None = None,
+    mark: int | None = None,
+    bounce: int | None = None,
+    flows: int | None = None,
+) -> ipaddress.IPv4Address | None:
+    """Checks what attach_link is given, as far as that needs no kernel; returns local. Raises InputError."""
+    address = _ip("local", local) if local else None
+    if dev is not None:
+        _dev.check_name("dev", dev)
+    check_lease(lease_ms)
+    check_secret(secret)
+    check_bits(seg_bits, key_bits)
+    _code_point("mark", mark, key_bits)
+    _code_point("bounce", bounce, key_bits)
+    _check_code_points(mark, bounce)
+    if flows is not None:
+        _in_range("flows", flows, FLOWS_MIN, FLOWS_MAX)
+    return address
 
 
 @api
@@ -126,6 +151,58 @@ def detach_link(name: str, *, netns: Netns | None = None) -> None:
         _reap(ipr, dp)
         if not dp.links():
             _hold.removed()
+
+
+@api
+def state_of(name: str, dev: str | None = None, *, netns: Netns | None = None) -> str:
+    """What a vxlan device is, for those that keep it attached. Raises InputError.
+
+    "plain"; "attached", or "made" as a link; or it was attached, and others have "spoilt" its hooks; it
+    was "moved", as its underlay is another device now; or it was "changed": its own address or the
+    underlay's MTU is another one than the datapath knows.
+    """
+    with IPRoute() as ipr, find_links(ipr, None) as (dp, found):
+        device = _device(ipr, name)
+        if device is None:
+            raise InputError("name", f'there is no device "{name}"')
+        link = next((link for link in found.values() if link.ifindex == device["index"]), None)
+        if link is None or dp is None:
+            return "plain"
+        if not link.flags & m.LINK_ATTACHED:
+            return "made"
+        if link.flags & m.LINK_HALF or not dp.whole or not whole(ipr, link):
+            return "spoilt"
+        want = _request(ipr, device, ipaddress.IPv4Address(bytes(link.local)), dev)
+        underlay = _underlay(ipr, want)
+        if underlay["index"] != link.underlay:
+            return "moved"
+        same = bytes(link.mac) == bytes(_mac(device))
+        same = same and dp.maps["underlays"].lookup(u32(link.underlay)) == _underlay_entry(underlay)
+        return "attached" if same else "changed"
+
+
+@api
+def refresh_link(name: str, *, netns: Netns | None = None) -> None:
+    """Has the datapath know the present address of a link's device and the underlay's MTU.
+
+    Flows that are encoded keep to the old MTU until they are flushed. Raises InputError, XmasqError.
+    """
+    require_root()
+    with locked(), IPRoute() as ipr, find_links(ipr, name) as (dp, found):
+        assert dp is not None  # find_links raises for a link that is not there
+        ((idx, link),) = found.items()
+        link.mac = _mac(ipr.link("get", index=link.ifindex)[0])
+        dp.put_link(idx, link)
+        underlay = ipr.link("get", index=link.underlay)[0]
+        dp.maps["underlays"].update(u32(link.underlay), _underlay_entry(underlay))
+
+
+def _mac(device: Any) -> Any:
+    return m.Mac(*bytes.fromhex(device.get_attr("IFLA_ADDRESS").replace(":", "")))
+
+
+def _underlay_entry(device: Any) -> bytes:
+    return m.Underlay(mtu=device.get_attr("IFLA_MTU")).raw()
 
 
 def take_apart(ipr: IPRoute, dp: Datapath, idx: int, link: m.Link) -> None:
@@ -170,7 +247,27 @@ def whole(ipr: IPRoute, link: m.Link) -> bool:
     }
 
 
-def _vxlan(device: Any) -> Any:
+def _request(ipr: IPRoute, device: Any, local: ipaddress.IPv4Address | None, dev: str | None) -> _Request:
+    """What create_link would have been asked for, had it made the device. Raises InputError."""
+    name, data = device.get_attr("IFLA_IFNAME"), _attributes(device)
+    return _Request(
+        name,
+        data.get_attr("IFLA_VXLAN_ID"),
+        _local(name, data, local),
+        _lower(ipr, name, data, dev),
+        None,
+        data.get_attr("IFLA_VXLAN_PORT"),
+        None,
+        None,
+        bool(data.get_attr("IFLA_VXLAN_LEARNING")),
+        _hold.LEASE_DEFAULT_MS,
+        None,
+        None,
+        None,
+    )
+
+
+def _attributes(device: Any) -> Any:
     """The vxlan attributes of a device that can be a link. Raises InputError."""
     name = device.get_attr("IFLA_IFNAME")
     info = device.get_attr("IFLA_LINKINFO")
@@ -178,11 +275,9 @@ def _vxlan(device: Any) -> Any:
     data = info.get_attr("IFLA_INFO_DATA") if kind == "vxlan" else None
     if data is None:
         raise InputError("name", f'"{name}" is no vxlan device{f" but of the type {kind}" if kind else ""}')
-    for attribute, word in _EXTENSIONS.items():
-        if data.get_attr(attribute):
-            raise InputError("name", f'"{name}" has the extension {word}, which encoded packets cannot carry')
-    if data.get_attr("IFLA_VXLAN_COLLECT_METADATA"):
-        raise InputError("name", f'"{name}" is in external mode (its VNIs come from other programs)')
+    for option in _vxlan.OPTIONS:
+        if option.refused and data.get_attr(f"IFLA_{option.attribute.upper()}"):
+            raise InputError("name", f'"{name}" has {option.name}: {option.refused}')
     if device.get_attr("IFLA_LINK_NETNSID") is not None:
         raise InputError("name", f'"{name}" sends through another network namespace')
     return data

@@ -38,6 +38,7 @@ OBJECTS = (
     "explain",
     "doctor",
     "metrics",
+    "flannel",
 )
 #: In the order in which abbreviations are looked up (that of `ip`), with the field of Options.
 OPTIONS = {
@@ -61,8 +62,7 @@ Usage: xmasq [ OPTIONS ] OBJECT { COMMAND | help }
        xmasq [ -V ]
 
 where  OBJECT  := { link | flow | key | peer | flush | attach | detach |
-                    capture | explain | agent |
-                    doctor | metrics }
+                    capture | explain | agent | doctor | metrics | flannel }
        OPTIONS := { -n[etns] NAME | -j[son] | -p[retty] | -s[tatistics] |
                     -d[etails] | -o[neline] | -br[ief] | -c[olor][=WHEN] |
                     -b[atch] FILE | -force }
@@ -79,6 +79,7 @@ where  OBJECT  := { link | flow | key | peer | flush | attach | detach |
   doctor  what on this host keeps xmasq from working, or from being fast
   metrics counters and states for Prometheus
   agent   keep a node of a CNI network in step with the others
+  flannel the commands of flannel's extension backend
 
 xmasq OBJECT help says more.
 """
