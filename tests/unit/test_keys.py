@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ipaddress
 import struct
+from collections.abc import Iterator
 
 import pytest
 from scapy.layers.inet import TCP
@@ -28,6 +29,14 @@ from tests.unit.packets import exact, frame, on_wire, rewritten, tcp
 from xmasq_link import _wire as wire
 
 pytestmark = pytest.mark.root
+
+
+@pytest.fixture(autouse=True)
+def clock(a: Node, b: Node) -> Iterator[None]:
+    """A thousand flows take many seconds on a slow machine."""
+    with a.clock_held(), b.clock_held():
+        yield
+
 
 TEMPLATE = frame(bytes(20), proto=253)
 PEER = "192.0.2.1"
