@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from kmod_ebpf import bpf
-from tests.lab import Capture, Container, Host, Namespace, Overlay
+from tests.lab import Capture, Container, Host, Namespace, Overlay, patience
 from xmasq_link import Flow
 from xmasq_link import flows as list_flows
 from xmasq_link import links as list_links
@@ -30,7 +30,7 @@ ICMP, TCP, UDP = 1, 6, 17
 
 def until(condition: Callable[[], T], what: str, *, timeout: float = 5.0) -> T:
     """Calls ``condition`` until what it returns is true, and returns that."""
-    deadline = time.monotonic() + timeout
+    deadline = time.monotonic() + patience(timeout)
     while not (value := condition()):
         assert time.monotonic() < deadline, f"after {timeout:g} s still not so: {what}"
         time.sleep(0.01)
@@ -300,13 +300,13 @@ class Stream:
 
     def _receive(self) -> None:
         # After the end, until all has come, or nothing for as long as no packet should take.
-        patience = 0.0
-        while self._threads[0].is_alive() or (len(self.numbers) < self.sent and patience < 1):
+        idle = 0.0
+        while self._threads[0].is_alive() or (len(self.numbers) < self.sent and idle < patience(1)):
             if got := self._receiver.receive(0.05):
                 self.numbers.append(_NUMBER.unpack_from(got[0])[0])
-                patience = 0.0
+                idle = 0.0
             elif not self._threads[0].is_alive():
-                patience += 0.05
+                idle += 0.05
 
     @property
     def lost(self) -> int:

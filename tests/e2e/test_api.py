@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import xmasq_link
-from tests.lab import ROOT, Lab
+from tests.lab import ROOT, Lab, patience
 from xmasq_link import _hooks, create_link
 
 pytestmark = pytest.mark.e2e
@@ -39,7 +39,11 @@ def test_links_are_found_after_others_have_read_filters(monkeypatch):
         (host,) = lab.hosts(1)
         create_link("xm0", vni=42, local=host.address, netns=host.name)
         done = subprocess.run(
-            [sys.executable, "-c", CODE, host.name], capture_output=True, text=True, cwd=ROOT, timeout=30
+            [sys.executable, "-c", CODE, host.name],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            timeout=patience(30),
         )
         assert (done.stdout, done.stderr) == ("xm0\n", "")
 
@@ -68,7 +72,7 @@ def python(code: str, *args: str) -> None:
         capture_output=True,
         text=True,
         cwd=ROOT,
-        timeout=30,
+        timeout=patience(30),
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from kmod_ebpf import bpf
-from tests.lab import Host, Lab, Overlay, routed_overlay, tcp_transfer, xmasq, xmasq_json
+from tests.lab import Host, Lab, Overlay, patience, routed_overlay, tcp_transfer, xmasq, xmasq_json
 from xmasq_link import _hooks, attach_link, detach_link
 
 from .observe import Stream, flow, kinds, negotiate, programs, seen, stats, until, watch
@@ -331,7 +331,7 @@ def killer(host: Host) -> Iterator[Any]:
 
     yield run
     process.stdin.close()
-    process.wait(10)
+    process.wait(patience(10))
 
 
 @pytest.mark.parametrize("count", [3, pytest.param(40, marks=pytest.mark.slow)])
@@ -376,9 +376,9 @@ def test_interrupted_attaching_is_undone(lab):
     for wait in (0.15, 0.35):
         process = host.popen([sys.executable, "-m", "xmasq_link", "attach", "xm0"])
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(wait)
+            process.wait(patience(wait))
         process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=10)
+        process.communicate(timeout=patience(10))
         assert process.returncode in (0, 128 + signal.SIGTERM, -signal.SIGTERM)
         if everything(host) != before:
             assert process.returncode in (0, 128 + signal.SIGTERM)

@@ -15,7 +15,7 @@ import pytest
 
 import xmasq_link
 from tests.e2e.observe import meet, negotiate, on_hook, stats
-from tests.lab import ROOT, Host, Lab, Overlay, routed_overlay, tcp_transfer, xmasq
+from tests.lab import ROOT, Host, Lab, Overlay, patience, routed_overlay, tcp_transfer, xmasq
 
 pytestmark = pytest.mark.e2e
 
@@ -47,7 +47,7 @@ def end(process: subprocess.Popen[bytes], signum: int | None = None) -> tuple[in
     """Exit status, standard output, and the rest of standard error."""
     if signum is not None:
         process.send_signal(signum)
-    out, err = process.communicate(timeout=20)
+    out, err = process.communicate(timeout=patience(20))
     return process.returncode, (out or b"").decode(), err.decode()
 
 
@@ -87,7 +87,7 @@ def test_tcpdump_reads_it(overlay, tmp_path):
     process = start(a.host, "capture", "dev", "xm0", "count", "4", "-w", str(file))
     assert a.ping(b, count=4).lost == 0
     assert end(process) == (0, "", "4 packets captured, 0 dropped\n")
-    read = subprocess.run(["tcpdump", "-nevr", file], capture_output=True, text=True, timeout=20)
+    read = subprocess.run(["tcpdump", "-nevr", file], capture_output=True, text=True, timeout=patience(20))
     assert read.returncode == 0, read.stderr
     assert read.stdout.count("ICMP echo request") == read.stdout.count("ICMP echo reply") == 2
     assert f"{overlay.lladdr(a.host)} > {overlay.lladdr(b.host)}" in read.stdout
@@ -251,7 +251,7 @@ def test_a_terminal_gets_no_binary(overlay):
         stdout=follower,
         stderr=subprocess.PIPE,
         text=True,
-        timeout=20,
+        timeout=patience(20),
     )
     os.close(leader)
     os.close(follower)

@@ -19,7 +19,7 @@ import pytest
 
 from kmod_ebpf import bpf
 from kmod_ebpf.maps import COUNTERS
-from tests.lab import Host, Lab, routed_overlay, xmasq, xmasq_json
+from tests.lab import Host, Lab, patience, routed_overlay, xmasq, xmasq_json
 
 from .observe import programs
 
@@ -396,13 +396,13 @@ def test_ip_netns_exec(host):
     """`ip netns exec` mounts another /sys; the process that looks is not the one that made the link."""
     inside = ["ip", "netns", "exec", host.name, *XMASQ]
     for words in (ADD, ["flow"], ["key"], ["peer"], ["flush"]):
-        host.lab.start([*inside, *words]).wait(10)
+        host.lab.start([*inside, *words]).wait(patience(10))
     done = host.lab.start([*inside, "-j", "-s", "link", "show", "xm0"])
-    out, err = done.communicate(timeout=10)
+    out, err = done.communicate(timeout=patience(10))
     assert err == ""
     assert out == xmasq(host, "-j", "-s", "link", "show", "xm0").stdout
     assert json.loads(out)[0]["ifname"] == "xm0"
-    assert host.lab.start([*inside, "link", "del", "xm0"]).wait(10) == 0
+    assert host.lab.start([*inside, "link", "del", "xm0"]).wait(patience(10)) == 0
     assert xmasq_json(host, "link") == []
 
 
@@ -481,14 +481,14 @@ def test_several_at_the_same_time(host):
         host.popen([*XMASQ, "link", "add", f"xm{n}", "id", f"{n}", "local", host.address]) for n in numbers
     ]
     for process in adds:
-        assert process.communicate(timeout=30) == ("", "")
+        assert process.communicate(timeout=patience(30)) == ("", "")
         assert process.returncode == 0
     assert len({tuple(hooks(host, f"xm{n}").items()) for n in numbers}) == 1
     assert sorted(link["ifname"] for link in xmasq_json(host, "link")) == [f"xm{n}" for n in numbers]
     same = [host.popen([*XMASQ, "link", "add", "same", "id", "9", "local", host.address]) for _ in range(2)]
-    assert sorted(process.wait(30) for process in same) == [0, 2]
+    assert sorted(process.wait(patience(30)) for process in same) == [0, 2]
     removes = [host.popen([*XMASQ, "link", "del", name]) for name in ("same", "xm0", "xm1", "xm2", "xm3")]
-    assert [process.wait(30) for process in removes] == [0] * 5
+    assert [process.wait(patience(30)) for process in removes] == [0] * 5
     assert state(host) == before
 
 
@@ -645,7 +645,7 @@ def _run(host: Host, words: list[str], signal_after: float | None, signum: int) 
     if signal_after is not None:
         time.sleep(signal_after)
         process.send_signal(signum)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=patience(30))
     took = time.monotonic() - start
     assert (out, err) == ("", "")
     end = time.monotonic() + 5

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.lab import Host, Lab, tcp_transfer
+from tests.lab import Host, Lab, patience, tcp_transfer
 
 from .cni import CLUSTER, PLUGINS, Network, Pod
 from .observe import stats
@@ -407,7 +407,7 @@ def test_masquerade(lab):
     while "listening" not in seen.stderr.readline():
         pass
     assert a.ping(outside, count=2).received == 2
-    out, _ = seen.communicate(timeout=5)
+    out, _ = seen.communicate(timeout=patience(5))
     assert f"IP {hosts[0].address} > {outside.address}" in out
     assert tcp_transfer(a, outside, 1_000_000).size == 1_000_000
     assert a.ping(b, count=5).received == 5

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.demo.terminal import WIDTH
-from tests.lab import ROOT
+from tests.lab import ROOT, patience
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
@@ -46,7 +46,7 @@ def section(report: str, title: str) -> str:
 
 def test_report():
     demo = start("--rounds", "1", LC_ALL="C.UTF-8")
-    report, said = demo.communicate(timeout=120)
+    report, said = demo.communicate(timeout=patience(120))
     assert (demo.returncode, leftovers(demo.pid)) == (0, [])
     assert "failed" not in said
     assert "\033" not in report
@@ -73,7 +73,7 @@ def test_interrupted():
         assert time.monotonic() < end
         time.sleep(0.01)
     demo.send_signal(signal.SIGINT)
-    report, said = demo.communicate(timeout=30)
+    report, said = demo.communicate(timeout=patience(30))
     assert (demo.returncode, report, leftovers(demo.pid)) == (130, "", [])
     assert said.splitlines()[-1] == "demo: stopped; everything that it had made is removed"
 

@@ -30,7 +30,7 @@ from scapy.packet import Packet, Raw
 
 import xmasq_link
 from tests.e2e.observe import kinds, meet, negotiate, seen, stats, watch
-from tests.lab import Container, Lab, Overlay, bridged_overlay, tcp_transfer, udp_echo, xmasq
+from tests.lab import Container, Lab, Overlay, bridged_overlay, patience, tcp_transfer, udp_echo, xmasq
 
 pytestmark = pytest.mark.e2e
 
@@ -318,9 +318,9 @@ def test_dhcp_gives_a_container_its_address(pair):
         server.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
         server.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"eth0")
         server.bind(("0.0.0.0", 67))
-        server.settimeout(3)
+        server.settimeout(patience(3))
         client.bind(("eth0", 0x0800))
-        client.settimeout(3)
+        client.settimeout(patience(3))
         for asks, answers in (("discover", "offer"), ("request", "ack")):
             packet = (
                 IP(src="0.0.0.0", dst="255.255.255.255")
@@ -415,7 +415,7 @@ def transfer(source: Container, target: Container, address: str, size: int = 1_0
     with source.socket(kind=socket.SOCK_STREAM) as client, target.socket(kind=socket.SOCK_STREAM) as listener:
         listener.bind((address, 0))
         listener.listen(1)
-        client.settimeout(5)
+        client.settimeout(patience(5))
         client.connect(listener.getsockname())
         connection, _ = listener.accept()
         client.setblocking(False)

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from kmod_ebpf import bpf
-from tests.lab import Host, tcp_transfer, udp_echo, xmasq
+from tests.lab import Host, patience, tcp_transfer, udp_echo, xmasq
 
 from .observe import Receiver, Stream, maps_of, negotiate, programs, seen, stats, until, watch
 
@@ -156,7 +156,7 @@ def test_found_by_other_processes(lab):
 
     def execute(*words: str) -> str:
         process = lab.start(["ip", "netns", "exec", host.name, *command, *words])
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate(timeout=patience(30))
         assert (process.returncode, err) == (0, "")
         return out
 

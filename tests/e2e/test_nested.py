@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import xmasq_link
-from tests.lab import Lab, routed_overlay
+from tests.lab import Lab, patience, routed_overlay
 
 pytestmark = pytest.mark.e2e
 
@@ -37,12 +37,12 @@ def test_a_containers_vxlan_keeps_its_udp_checksum():
         ):
             listener.bind(("203.0.113.2", 9000))
             listener.listen(1)
-            listener.settimeout(10)
-            client.settimeout(10)
+            listener.settimeout(patience(10))
+            client.settimeout(patience(10))
             client.connect(("203.0.113.2", 9000))
             server, _ = listener.accept()
             with server:
-                server.settimeout(10)
+                server.settimeout(patience(10))
                 for number in range(30):
                     client.sendall(bytes([number]) * 40)
                     got = b""

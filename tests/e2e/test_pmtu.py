@@ -14,7 +14,7 @@ from scapy.packet import Raw
 
 from tests.e2e.conftest import Make
 from tests.e2e.observe import Stream, flow, meet, negotiate, seen, stats, watch
-from tests.lab import Container, Host, Lab, Overlay, routed_overlay, tcp_transfer, xmasq
+from tests.lab import Container, Host, Lab, Overlay, patience, routed_overlay, tcp_transfer, xmasq
 from xmasq_link import _wire as wire
 
 pytestmark = pytest.mark.e2e
@@ -79,7 +79,7 @@ def test_a_quote_of_udp_reaches_its_socket(row: Overlay) -> None:
         client.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_PROBE)
         client.setsockopt(socket.IPPROTO_IP, _IP_RECVERR, 1)
         client.connect((b.address, 9))
-        client.settimeout(2)
+        client.settimeout(patience(2))
         client.send(bytes(1472))
         with pytest.raises(OSError, match="Message too long"):
             client.recv(1)
@@ -205,7 +205,7 @@ def test_errors_about_the_hosts_own_traffic_pass(lab: Lab) -> None:
     h1, h2 = overlay.hosts
     with h1.socket() as client:
         client.connect((h2.address, 9))
-        client.settimeout(2)
+        client.settimeout(patience(2))
         client.send(b"?")
         with pytest.raises(ConnectionRefusedError):
             client.recv(1)

@@ -18,7 +18,7 @@ from .fabric import Capture, Fabric, Port, Rule
 from .namespace import Namespace, PingResult
 from .nodes import Container, Family, Host, Router
 from .overlay import Overlay, bridged_overlay, routed_overlay, xmasq, xmasq_json
-from .process import ROOT, LabError
+from .process import ROOT, LabError, patience
 from .traffic import EchoResult, TransferResult, UdpService, tcp_transfer, udp_echo
 
 __all__ = [
@@ -40,6 +40,7 @@ __all__ = [
     "TransferResult",
     "UdpService",
     "bridged_overlay",
+    "patience",
     "routed_overlay",
     "tcp_transfer",
     "udp_echo",

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from .namespace import Namespace
-from .process import LabError
+from .process import LabError, patience
 
 if TYPE_CHECKING:
     from .core import Lab
@@ -205,7 +205,7 @@ class Capture:
     ) -> None:
         self.path = path or where.lab.tmp / f"{where.role}-{ifname}-{time.monotonic_ns()}.pcap"
         self._lab = where.lab
-        cmd = ["timeout", "-s", "INT", f"{seconds:g}", "tcpdump", "-n", "-Z", "root", "-i", ifname]
+        cmd = ["timeout", "-s", "INT", f"{patience(seconds):g}", "tcpdump", "-n", "-Z", "root", "-i", ifname]
         cmd += ["-s", str(snaplen), "-B", "16384", "-U", "--immediate-mode", "-c", str(count)]
         cmd += ["-w", str(self.path), *([filter] if filter else [])]
         self._tcpdump = where.popen(cmd, stdout=subprocess.DEVNULL)
@@ -233,10 +233,10 @@ class Capture:
         if self._tcpdump.stderr is None or self._tcpdump.stderr.closed:
             return self.path
         if self._tcpdump.poll() is None:
-            time.sleep(0.1)  # for tcpdump to take what the kernel has already handed to it
+            time.sleep(patience(0.1))  # for tcpdump to take what the kernel has already handed to it
             self._tcpdump.send_signal(signal.SIGINT)
         try:
-            _, said = self._tcpdump.communicate(timeout=10)
+            _, said = self._tcpdump.communicate(timeout=patience(10))
         except subprocess.TimeoutExpired:
             said = ""
         self._lab.kill(self._tcpdump)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from .process import Command, Finished, LabError, batch, run, split
+from .process import Command, Finished, LabError, batch, patience, run, split
 
 if TYPE_CHECKING:
     from .core import Lab
@@ -152,6 +152,7 @@ class Namespace:
 
     def wait_for_port(self, port: int, *, timeout: float = 5.0) -> None:
         """Waits until a TCP socket listens on ``port``; raises :class:`LabError` after ``timeout`` s."""
+        timeout = patience(timeout)
         wanted = re.compile(rf"^ *\d+: [0-9A-F]+:{port:04X} [0-9A-F:]+ 0A ", re.MULTILINE)
 
         def listening() -> bool:
@@ -189,7 +190,18 @@ class Namespace:
         :class:`LabError`.
         """
         address = target if isinstance(target, str) else target.address
-        cmd = ["ping", "-n", "-c", str(count), "-s", str(size), "-i", f"{interval:g}", "-W", f"{wait:g}"]
+        cmd = [
+            "ping",
+            "-n",
+            "-c",
+            str(count),
+            "-s",
+            str(size),
+            "-i",
+            f"{interval:g}",
+            "-W",
+            f"{patience(wait):g}",
+        ]
         cmd += ["-M", "do" if df else "dont", *options, address]
         result = self.run(cmd, check=False, timeout=count * max(interval, 0.002) * 2 + wait + 10)
         summary = re.search(r"(\d+) packets transmitted, (\d+) received", result.stdout)

@@ -15,12 +15,23 @@ from typing import Any
 #: The repository; commands run here, and find its packages.
 ROOT = Path(__file__).resolve().parents[2]
 
+#: How many times slower than a real machine this one is: an emulated one is. See :func:`patience`.
+_SLOWNESS = float(os.environ.get("XMASQ_TEST_SLOWNESS", "1"))
+
 Command = str | Sequence[str]
 Finished = subprocess.CompletedProcess[str]
 
 
 class LabError(Exception):
     """Something that the laboratory was asked to do did not work."""
+
+
+def patience(seconds: float) -> float:
+    """How long to wait for what normally takes far less than ``seconds``, before calling it hung.
+
+    For limits that keep a test from waiting for ever, never for times that a test is about.
+    """
+    return seconds * _SLOWNESS
 
 
 def split(cmd: Command) -> list[str]:
@@ -60,7 +71,7 @@ def run(cmd: Command, *, check: bool = True, timeout: float = 30.0, input: str |
     Raises :class:`LabError` when it takes more than ``timeout`` seconds, or, with ``check``, when
     its exit code is not 0.
     """
-    words = split(cmd)
+    words, timeout = split(cmd), patience(timeout)
     process = start(words, stdin=subprocess.DEVNULL if input is None else subprocess.PIPE)
     try:
         out, err = process.communicate(input, timeout)

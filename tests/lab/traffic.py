@@ -13,7 +13,7 @@ import time
 from dataclasses import dataclass
 
 from .namespace import Namespace
-from .process import LabError
+from .process import LabError, patience
 
 _CHUNK = 1 << 18
 _HEADER = struct.Struct("!QQ")
@@ -36,7 +36,7 @@ def tcp_transfer(
     No two blocks are alike, so that lost, doubled and swapped parts all change the hash. Raises
     :class:`LabError` when the hashes differ or it takes more than ``timeout`` seconds.
     """
-    deadline = time.monotonic() + timeout
+    deadline = time.monotonic() + patience(timeout)
     received: list[str] = []
     failure: list[Exception] = []
 
@@ -171,13 +171,13 @@ def udp_echo(
         client.setblocking(False)
         begin = time.monotonic()
         number = 0
-        end = begin + count * interval + wait
+        end = begin + patience(count * interval + wait)
         while len(seen) < count and (now := time.monotonic()) < end:
             if number < count and now >= begin + number * interval:
                 client.send(content(number))
                 number += 1
                 if number == count:
-                    end = time.monotonic() + wait
+                    end = time.monotonic() + patience(wait)
             due = begin + number * interval if number < count else end
             if not select.select([client], [], [], max(0.0, due - time.monotonic()))[0]:
                 continue
