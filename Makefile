@@ -6,12 +6,13 @@ PYTHON := .venv/bin/python
 # Two workers: most tests wait for timers, but the key negotiation is timed in milliseconds.
 JOBS ?= 2
 ARGS ?=
+KERNEL ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint soak bench plugin wheel install uninstall
+.PHONY: help setup demo test test-kernels lint soak bench plugin wheel install uninstall
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## Install what is missing: Debian packages and a Python environment in .venv
 	@.ci/setup
@@ -21,6 +22,10 @@ demo: setup ## Show xmasq, VXLAN and plain routing side by side (under a minute)
 
 test: setup ## Run the tests; ARGS= goes to pytest, JOBS= says how many at a time
 	@$(PYTHON) -m pytest -n $(JOBS) --dist worksteal $(ARGS)
+
+test-kernels: setup ## Run them on kernels 5.10 to the newest, in virtual machines (hours); KERNEL= says on which
+	@.ci/setup kernels
+	@$(PYTHON) -m tests.kernels $(addprefix --kernel=,$(KERNEL)) -- $(ARGS)
 
 lint: setup ## Check style and types
 	@.venv/bin/ruff check .

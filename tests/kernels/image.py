@@ -1,17 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The initramfs: busybox, the few modules that reach the machine's file system, and guest/initramfs.sh."""
+"""What a guest boots from: an initramfs, and the files that it should not have to ask for.
+
+The initramfs is busybox, the few modules that reach the machine's file system, and
+guest/initramfs.sh.
+"""
 
 from __future__ import annotations
 
 import lzma
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 from .fetch import Kernel
 from .suites import KernelsError
 
 _GUEST = Path(__file__).parent / "guest"
+_ROOT = Path(__file__).resolve().parents[2]
 _MODULES = ("virtio_pci", "9pnet_virtio", "9p", "overlay")
 
 
@@ -43,7 +49,27 @@ def build(kernel: Kernel, directory: Path) -> Path:
             check=True,
         )
     shutil.rmtree(tree)
+    _warm(directory / "warm.tar")
     return image
+
+
+def _warm(archive: Path) -> None:
+    """Packs what warm.py lists, and the repository, so that nothing changes it under a guest's feet."""
+    words = [sys.executable, "-m", "tests.kernels.warm"]
+    listed = subprocess.run(words, capture_output=True, text=True, cwd=_ROOT)
+    if listed.returncode:
+        raise KernelsError(f"listing what the tests load: {listed.stderr.strip().splitlines()[-1]}")
+    words = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+    repository = subprocess.run(words, capture_output=True, text=True, cwd=_ROOT)
+    if repository.returncode:
+        raise KernelsError(f"listing the repository: {repository.stderr.strip()}")
+    files = [_ROOT / name for name in repository.stdout.split("\0") if name]
+    subprocess.run(
+        ["tar", "-C", "/", "--files-from=-", "--absolute-names", "--transform=s,^/,,", "-cf", str(archive)],
+        input=listed.stdout + "".join(f"{file}\n" for file in files if file.is_file()),
+        text=True,
+        check=True,
+    )
 
 
 def _insmod_order(kernel: Kernel) -> list[Path]:

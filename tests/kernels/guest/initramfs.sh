@@ -15,7 +15,10 @@ done </modules/order
 # The machine's files do not change while a guest looks at them, but for what the tests do not read.
 mount -t 9p -o ro,trans=virtio,version=9p2000.L,msize=512000,cache=loose machine /lower || exit 1
 mount -t tmpfs -o size=75% upper /upper || exit 1
-mkdir /upper/files /upper/work
+mkdir /upper/files /upper/work /job
+mount -t 9p -o trans=virtio,version=9p2000.L,msize=512000 job /job || exit 1
+tar -xf /job/warm.tar -C /upper/files || exit 1
+umount /job
 mount -t overlay -o lowerdir=/lower,upperdir=/upper/files,workdir=/upper/work root /root || exit 1
 
 for word in $(cat /proc/cmdline); do

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a guest runs, pytest on some of the tests, and what comes back of it."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import sys
+import time
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .fetch import Kernel
+from .machine import Limits, Machine
+from .suites import KernelsError
+
+ROOT = Path(__file__).resolve().parents[2]
+#: One directory for each kernel: junit.xml, output, console.
+RESULTS = ROOT / ".kernels"
+#: The suites that run when no path is given.
+SUITES = ("tests/unit", "tests/e2e", "tests/kernels/guest")
+#: Everything takes about so many times as long in a guest as outside.
+SLOWNESS = 10
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How many tests did what; ``failed`` and ``skipped`` have a line each."""
+
+    release: str
+    passed: int
+    failed: tuple[str, ...]
+    skipped: tuple[str, ...]
+    seconds: float
+
+    def __str__(self) -> str:
+        text = f"{self.passed} passed, {len(self.skipped)} skipped, {len(self.failed)} failed"
+        return f"{self.release}: {text} in {self.seconds:.0f} s"
+
+
+def directory(name: str) -> Path:
+    """A new, empty directory for the results of ``name``."""
+    path = RESULTS / name
+    shutil.rmtree(path, ignore_errors=True)
+    path.mkdir(parents=True)
+    return path
+
+
+def script(arguments: Sequence[str], *, jobs: int, slowness: float) -> str:
+    """The shell script that runs pytest with these arguments."""
+    paths = [] if any(word.split("::")[0].startswith("tests") for word in arguments) else SUITES
+    words = [
+        *(sys.executable, "-m", "pytest", "-q", "-n", str(jobs), "--dist", "worksteal"),
+        *("--color=no", "--durations=10", "-o", "cache_dir=/tmp/pytest", "--junitxml=/run/job/junit.xml"),
+        *arguments,
+        *paths,
+    ]
+    return f"""cd {shlex.quote(str(ROOT))} || exit
+export XMASQ_TEST_SLOWNESS={slowness:g} COLUMNS=110
+set -o pipefail
+{shlex.join(words)} | cat
+"""
+
+
+def run(
+    kernel: Kernel,
+    arguments: Sequence[str],
+    say: Callable[[str], None],
+    *,
+    cpus: int = 2,
+    limits: Limits | None = None,
+    options: str = "",
+) -> tuple[int, Outcome]:
+    """Runs pytest in a guest with this kernel. Returns its exit status, and what it did.
+
+    Raises :class:`KernelsError` when there is no result.
+    """
+    where = directory(kernel.series.name)
+    (where / "job.sh").write_text(script(arguments, jobs=cpus, slowness=SLOWNESS))
+    begin = time.monotonic()
+    with open(where / "output", "w") as output:
+
+        def both(line: str) -> None:
+            print(line, file=output, flush=True)
+            say(line)
+
+        machine = Machine(kernel, where, cpus=cpus, options=options, limits=limits or Limits())
+        status = machine.run(both)
+    for big in ("initramfs", "warm.tar"):
+        (where / big).unlink(missing_ok=True)
+    return status, _outcome(kernel, where / "junit.xml", status, time.monotonic() - begin)
+
+
+def _outcome(kernel: Kernel, junit: Path, status: int, seconds: float) -> Outcome:
+    if not junit.exists():
+        raise KernelsError(f"kernel {kernel.version}: pytest ended with {status} and without a report")
+    passed, failed, skipped = 0, [], []
+    for case in ElementTree.parse(junit).iter("testcase"):
+        name = f"{case.get('classname', '').replace('.', '/')}::{case.get('name')}"
+        bad = [child for child in case if child.tag in ("failure", "error")]
+        left = case.find("skipped")
+        if bad:
+            failed.append(f"{name}: {(bad[0].get('message') or '').splitlines()[0][:200]}")
+        elif left is not None:
+            skipped.append(f"{name}: {left.get('message')}")
+        else:
+            passed += 1
+    return Outcome(kernel.release, passed, tuple(failed), tuple(skipped), seconds)
