@@ -19,8 +19,8 @@ LD_IMM64, PSEUDO_MAP_FD = 0x18, 1
 
 
 def main() -> int:
-    """Arguments: the main text, then the programs' names."""
-    text, programs = Path(sys.argv[1]), sys.argv[2:]
+    """Arguments: the main text, the family of the underlay (4 or 6), then the programs' names."""
+    text, family, programs = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
     source = text.parent
     os.environ["BCC_KERNEL_SOURCE"] = str(source)
     try:
@@ -29,9 +29,8 @@ def main() -> int:
         print(f"BCC's Python bindings are missing (Debian: python3-bpfcc): {e}", file=sys.stderr)
         return 3
     lib.bpf_table_name.restype = ctypes.c_char_p  # BCC 0.26 leaves it an int
-    bpf = BPF(
-        text=text.read_text(), cflags=[f"-I{source}", "-Wno-unused-function", "-Wno-undefined-internal"]
-    )
+    cflags = [f"-I{source}", f"-DXM_FAMILY={family}", "-Wno-unused-function", "-Wno-undefined-internal"]
+    bpf = BPF(text=text.read_text(), cflags=cflags)
     maps, names = [], {}
     for i in range(lib.bpf_num_tables(bpf.module)):
         name = lib.bpf_table_name(bpf.module, i)

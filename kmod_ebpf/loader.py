@@ -19,7 +19,8 @@ from pathlib import Path
 from . import bpf, btf
 
 SOURCE = Path(__file__).parent / "src"
-#: The programs that are attached, in the order of a packet's way.
+#: The programs that are attached, in the order of a packet's way. Those for an IPv6 underlay are called
+#: the same here, and xmasq6_… in the kernel.
 PROGRAMS = ("xmasq_encode", "xmasq_egress", "xmasq_ingress", "xmasq_arrive")
 #: Run by user space, loaded when it is needed.
 FLUSH = "xmasq_flush"
@@ -68,10 +69,11 @@ def _missing(log: str) -> str | None:
 
 @dataclass(frozen=True)
 class Object:
-    """A compiled datapath, not yet in the kernel: as _compile.py prints it."""
+    """A compiled datapath, not yet in the kernel: as _compile.py prints it. family: 4 or 6."""
 
     maps: list[dict[str, int | str]]
     programs: list[dict[str, object]]
+    family: int = 4
 
 
 @dataclass
@@ -97,13 +99,27 @@ def _digest() -> str:
     return h.hexdigest()
 
 
-def _run_compiler(unit: Unit) -> str:
+def kernel_name(name: str, family: int) -> str:
+    """What a program of PROGRAMS, or FLUSH, is called in the kernel. family: of the underlay, 4 or 6."""
+    return name if family == 4 else name.replace("xmasq_", f"xmasq{family}_", 1)
+
+
+_PROGRAM_OF = {kernel_name(name, family): (name, family) for family in (4, 6) for name in PROGRAMS}
+
+
+def program_of(kernel: str) -> tuple[str, int] | None:
+    """The other way round: the program and the family that a name in the kernel stands for, if it is ours."""
+    return _PROGRAM_OF.get(kernel)
+
+
+def _run_compiler(unit: Unit, family: int) -> str:
     env = dict(os.environ)
     package = str(Path(__file__).parent.parent)
+    names = [kernel_name(name, family) for name in unit[1]]
     env["PYTHONPATH"] = os.pathsep.join(filter(None, [package, env.get("PYTHONPATH")]))
     try:
         done = subprocess.run(
-            [sys.executable, "-P", "-m", "kmod_ebpf._compile", str(SOURCE / unit[0]), *unit[1]],
+            [sys.executable, "-P", "-m", "kmod_ebpf._compile", str(SOURCE / unit[0]), str(family), *names],
             capture_output=True,
             text=True,
             timeout=_COMPILE_SECONDS,
@@ -120,12 +136,13 @@ def _run_compiler(unit: Unit) -> str:
     return done.stdout
 
 
-def compile_object(cache: Path | None = CACHE, unit: Unit = DATAPATH) -> Object:
+def compile_object(cache: Path | None = CACHE, unit: Unit = DATAPATH, family: int = 4) -> Object:
     """What is compiled of a unit, from the cache if the sources have not changed.
 
-    cache: a directory that only root can write, or None. Raises CompileError.
+    cache: a directory that only root can write, or None. family: of the underlay, 4 or 6. Raises
+    CompileError.
     """
-    file = cache / f"{_digest()}-{Path(unit[0]).stem}.json" if cache else None
+    file = cache / f"{_digest()}-{Path(unit[0]).stem}-{family}.json" if cache else None
     text = None
     if file:
         with contextlib.suppress(OSError):
@@ -133,7 +150,7 @@ def compile_object(cache: Path | None = CACHE, unit: Unit = DATAPATH) -> Object:
             if stat.st_uid == 0 and not stat.st_mode & 0o022:
                 text = file.read_text()
     if text is None:
-        text = _run_compiler(unit)
+        text = _run_compiler(unit, family)
         if file and cache:
             with contextlib.suppress(OSError):  # a read-only system only compiles more often
                 cache.mkdir(mode=0o755, parents=True, exist_ok=True)
@@ -142,7 +159,7 @@ def compile_object(cache: Path | None = CACHE, unit: Unit = DATAPATH) -> Object:
                 part.rename(file)
     try:
         data = json.loads(text)
-        return Object(data["maps"], data["programs"])
+        return Object(data["maps"], data["programs"], family)
     except (ValueError, KeyError):
         if file:
             file.unlink(missing_ok=True)
@@ -203,6 +220,7 @@ def load_program(obj: Object, name: str, maps: Mapping[str, bpf.Map], called: st
 
     Raises LoadError.
     """
+    name = kernel_name(name, obj.family)
     prog = next(p for p in obj.programs if p["name"] == name)
     insns = bytearray(base64.b64decode(str(prog["insns"])))
     for at, map_name in prog["relocations"]:  # type: ignore[attr-defined]

@@ -1,24 +1,28 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Python's view of the datapath's maps: the structures of src/maps.h, field by field.
 
-Addresses and ports are kept as bytes in network order, as the kernel has them.
+Addresses and ports are kept as bytes in network order, as the kernel has them. The structures are those of
+the datapath for an IPv4 underlay; those that have addresses in them exist for IPv6, too, with a 6 behind
+their names. TYPES has both sets by family.
 """
 
 from __future__ import annotations
 
 import ctypes
+import ipaddress
 from ctypes import c_uint8 as u8
 from ctypes import c_uint16 as u16
 from ctypes import c_uint32 as u32
 from ctypes import c_uint64 as u64
-from typing import Self
+from dataclasses import dataclass
+from typing import Any, Self
 
 Secret = u64 * 2
 Pad3 = u16 * 3
 Pad7 = u8 * 7
-Headers = u64 * 12
 Mac = u8 * 6
 Be32 = u8 * 4
+Be128 = u8 * 16
 Be16 = u8 * 2
 
 
@@ -37,7 +41,7 @@ class Struct(ctypes.LittleEndianStructure):
 
 LINK_UP, LINK_SECRET, LINK_LEARNING, LINK_ATTACHED, LINK_HALF = 0x01, 0x02, 0x04, 0x08, 0x10
 VAR_NODF = 0x01
-BLOCK_KEYS, PAIR_BLOCKS = 64, 128
+BLOCK_KEYS, PAIR_BLOCKS, PAIR_BLOCKS6 = 64, 128, 512
 
 
 class Conf(Struct):
@@ -82,6 +86,12 @@ class VniKey(Struct):
     """Key of vnis."""
 
     _fields_ = [("local", Be32), ("vni", u32)]
+
+
+class Address6(Struct):
+    """Key of vteps, which for IPv4 is a plain u32."""
+
+    _fields_ = [("addr", Be128)]
 
 
 class Vtep(Struct):
@@ -305,7 +315,13 @@ class Scratch(Struct):
         ("tc_index", u16),
         ("now", u64),
         ("tick", u64),
-        ("headers", Headers),
+        ("headers", u64 * 12),
+        ("text", u64 * 8),
+        ("flow", Flow),
+        ("solicit", Solicit),
+        ("txkey", Txkey),
+        ("pending", Pending),
+        ("entry", Entry),
     ]
 
 
@@ -393,28 +409,211 @@ COUNTERS = (
     "error",
 )
 
-#: Key and value structure of each map; None stands for a plain u32.
-LAYOUT: dict[str, tuple[type[Struct] | None, type[Struct] | None]] = {
-    "conf": (None, Conf),
-    "pool": (None, Pool),
-    "links": (None, Link),
-    "link_ids": (None, None),
-    "vnis": (VniKey, None),
-    "vteps": (None, Vtep),
-    "underlays": (None, Underlay),
-    "pairs": (None, Pair),
-    "pair_ids": (PairKey, None),
-    "pair_hints": (None, None),
-    "told": (PairKey, U64),
-    "blocks": (None, Block),
-    "flows": (Flow, Entry),
-    "solicits": (Flow, Solicit),
-    "pendings": (Flow, Pending),
-    "txkeys": (TxkeyKey, Txkey),
-    "grants": (Flow, Grant),
-    "macs": (MacKey, MacSeen),
-    "asked": (MacKey, U64),
-    "bigs": (U64, Big),
-    "hops": (None, Hop),
-    "scratch": (None, Scratch),
+
+def _six(four: type[Struct], **other: Any) -> list[tuple[str, Any]]:
+    """The fields of a structure for IPv6: longer addresses, and padding (ADDR_PAD) after the one named.
+
+    other: fields of another type; `pad` is the name of a field and a number of words.
+    """
+    fields: list[tuple[str, Any]] = []
+    after, words = other.pop("pad", ("", 0))
+    for name, kind, *_ in four._fields_:
+        fields.append((name, other.get(name, Be128 if kind is Be32 else kind)))
+        if name == after:
+            fields.append(("addr_pad", u32 * words))
+    return fields
+
+
+class Link6(Struct):
+    """Link."""
+
+    _fields_ = _six(Link)
+
+
+class VniKey6(Struct):
+    """VniKey."""
+
+    _fields_ = _six(VniKey)
+
+
+class Flow6(Struct):
+    """Flow."""
+
+    _fields_ = _six(Flow, pad=("peer", 1))
+
+
+class Entry6(Struct):
+    """Entry."""
+
+    _fields_ = _six(Entry, pad=("key", 3))
+
+
+class Solicit6(Struct):
+    """Solicit."""
+
+    _fields_ = _six(Solicit, pad=("tx_gen", 1))
+
+
+class Pending6(Struct):
+    """Pending."""
+
+    _fields_ = _six(Pending, pad=("sent", 1))
+
+
+class TxkeyKey6(Struct):
+    """TxkeyKey."""
+
+    _fields_ = _six(TxkeyKey)
+
+
+class Txkey6(Struct):
+    """Txkey."""
+
+    _fields_ = _six(Txkey, flow=Flow6)
+
+
+class Slot6(Struct):
+    """Slot."""
+
+    _fields_ = _six(Slot)
+
+
+class Block6(Struct):
+    """Block."""
+
+    _fields_ = _six(Block, slots=Slot6 * BLOCK_KEYS)
+
+
+class PairKey6(Struct):
+    """PairKey."""
+
+    _fields_ = _six(PairKey)
+
+
+class Pair6(Struct):
+    """Pair."""
+
+    _fields_ = _six(Pair, block=u16 * PAIR_BLOCKS6)
+
+
+class MacSeen6(Struct):
+    """MacSeen."""
+
+    _fields_ = _six(MacSeen)
+
+
+class Scratch6(Struct):
+    """Scratch."""
+
+    _fields_ = _six(
+        Scratch,
+        missed=Flow6,
+        headers=u64 * 17,
+        text=u64 * 14,
+        flow=Flow6,
+        solicit=Solicit6,
+        txkey=Txkey6,
+        pending=Pending6,
+        entry=Entry6,
+    )
+
+
+@dataclass(frozen=True)
+class Types:
+    """The structures of one family of the underlay. family: 4 or 6."""
+
+    family: int
+    Addr: Any
+    Link: type[Struct]
+    VniKey: type[Struct]
+    Flow: type[Struct]
+    Entry: type[Struct]
+    Solicit: type[Struct]
+    Pending: type[Struct]
+    TxkeyKey: type[Struct]
+    Txkey: type[Struct]
+    Slot: type[Struct]
+    Block: type[Struct]
+    PairKey: type[Struct]
+    Pair: type[Struct]
+    MacSeen: type[Struct]
+    Scratch: type[Struct]
+
+    def address(self, text: str) -> Any:
+        """An address as the maps have it. Raises ValueError if it is not one of this family."""
+        address = ipaddress.ip_address(text)
+        if address.version != self.family:
+            raise ValueError(f"{text} is an IPv{address.version} address")
+        return self.Addr(*address.packed)
+
+    def layout(self) -> dict[str, tuple[type[Struct] | None, type[Struct] | None]]:
+        """Key and value structure of each map; None stands for a plain u32."""
+        return {
+            "conf": (None, Conf),
+            "pool": (None, Pool),
+            "links": (None, self.Link),
+            "link_ids": (None, None),
+            "vnis": (self.VniKey, None),
+            "vteps": (None if self.family == 4 else Address6, Vtep),
+            "underlays": (None, Underlay),
+            "pairs": (None, self.Pair),
+            "pair_ids": (self.PairKey, None),
+            "pair_hints": (None, None),
+            "told": (self.PairKey, U64),
+            "blocks": (None, self.Block),
+            "flows": (self.Flow, self.Entry),
+            "solicits": (self.Flow, self.Solicit),
+            "pendings": (self.Flow, self.Pending),
+            "txkeys": (self.TxkeyKey, self.Txkey),
+            "grants": (self.Flow, Grant),
+            "macs": (MacKey, self.MacSeen),
+            "asked": (MacKey, U64),
+            "bigs": (U64, Big),
+            "hops": (None, Hop),
+            "scratch": (None, self.Scratch),
+        }
+
+
+TYPES = {
+    4: Types(
+        4,
+        Be32,
+        Link,
+        VniKey,
+        Flow,
+        Entry,
+        Solicit,
+        Pending,
+        TxkeyKey,
+        Txkey,
+        Slot,
+        Block,
+        PairKey,
+        Pair,
+        MacSeen,
+        Scratch,
+    ),
+    6: Types(
+        6,
+        Be128,
+        Link6,
+        VniKey6,
+        Flow6,
+        Entry6,
+        Solicit6,
+        Pending6,
+        TxkeyKey6,
+        Txkey6,
+        Slot6,
+        Block6,
+        PairKey6,
+        Pair6,
+        MacSeen6,
+        Scratch6,
+    ),
 }
+
+#: Key and value structure of each map, by family.
+LAYOUTS = {family: types.layout() for family, types in TYPES.items()}
+#: Those for an IPv4 underlay.
+LAYOUT = LAYOUTS[4]

@@ -24,6 +24,7 @@ from ._hooks import filters
 from ._link import (
     FLOWS_MAX,
     FLOWS_MIN,
+    IPAddress,
     _check_code_points,
     _code_point,
     _device,
@@ -39,6 +40,7 @@ from ._link import (
     check_secret,
     device_names,
     enter_link,
+    find_link,
     find_links,
     free_index,
     links,
@@ -93,14 +95,17 @@ def attach_link(
             bounce=bounce,
             flows=flows,
         )
-        dp = usable(ipr, close, lambda found: _drop_spoilt(ipr, found, device["index"], name))
+        check_bits(seg_bits, key_bits, want.local)
+        dp = usable(
+            ipr, close, want.local.version, lambda found: _drop_spoilt(ipr, found, device["index"], name)
+        )
         underlay = _underlay(ipr, want)
         _offload.check(underlay.get_attr("IFLA_IFNAME"))
         check_against_links(want, dp)
         if dp is None:
-            dp = Datapath.load(seg_bits, key_bits, mark, bounce, flows)
+            dp = Datapath.load(seg_bits, key_bits, mark, bounce, flows, want.local.version)
             close.callback(dp.close)
-        _hold.live(lease_ms)
+        _hold.live(lease_ms, want.local.version)
         with contextlib.ExitStack() as undo:
             enter_link(ipr, dp, free_index(dp), want, device, underlay, m.LINK_ATTACHED, undo)
             made = links(name)[0]
@@ -118,7 +123,7 @@ def check_options(
     mark: int | None = None,
     bounce: int | None = None,
     flows: int | None = None,
-) -> ipaddress.IPv4Address | None:
+) -> IPAddress | None:
     """Checks what attach_link is given, as far as that needs no kernel; returns local. Raises InputError."""
     address = _ip("local", local) if local else None
     if dev is not None:
@@ -142,15 +147,13 @@ def detach_link(name: str, *, netns: Netns | None = None) -> None:
     the kernel needed one. Raises InputError, XmasqError.
     """
     require_root()
-    with locked(), IPRoute() as ipr, find_links(ipr, name) as (dp, found):
-        assert dp is not None  # find_links raises for a link that is not there
-        ((idx, link),) = found.items()
+    with locked(), IPRoute() as ipr, find_link(ipr, name) as (dp, idx, link):
         if not link.flags & m.LINK_ATTACHED:
             raise InputError("name", f'"{name}" was made as an xmasq link, and can only be deleted')
         take_apart(ipr, dp, idx, link)
         _reap(ipr, dp)
         if not dp.links():
-            _hold.removed()
+            _hold.removed(dp.family)
 
 
 @api
@@ -161,18 +164,20 @@ def state_of(name: str, dev: str | None = None, *, netns: Netns | None = None) -
     was "moved", as its underlay is another device now; or it was "changed": its own address or the
     underlay's MTU is another one than the datapath knows.
     """
-    with IPRoute() as ipr, find_links(ipr, None) as (dp, found):
+    with IPRoute() as ipr, find_links(ipr) as found:
         device = _device(ipr, name)
         if device is None:
             raise InputError("name", f'there is no device "{name}"')
-        link = next((link for link in found.values() if link.ifindex == device["index"]), None)
-        if link is None or dp is None:
+        every = ((dp, link) for dp, links in found for link in links.values())
+        one = next(((dp, link) for dp, link in every if link.ifindex == device["index"]), None)
+        if one is None:
             return "plain"
+        dp, link = one
         if not link.flags & m.LINK_ATTACHED:
             return "made"
         if link.flags & m.LINK_HALF or not dp.whole or not whole(ipr, link):
             return "spoilt"
-        want = _request(ipr, device, ipaddress.IPv4Address(bytes(link.local)), dev)
+        want = _request(ipr, device, ipaddress.ip_address(bytes(link.local)), dev)
         underlay = _underlay(ipr, want)
         if underlay["index"] != link.underlay:
             return "moved"
@@ -188,9 +193,7 @@ def refresh_link(name: str, *, netns: Netns | None = None) -> None:
     Flows that are encoded keep to the old MTU until they are flushed. Raises InputError, XmasqError.
     """
     require_root()
-    with locked(), IPRoute() as ipr, find_links(ipr, name) as (dp, found):
-        assert dp is not None  # find_links raises for a link that is not there
-        ((idx, link),) = found.items()
+    with locked(), IPRoute() as ipr, find_link(ipr, name) as (dp, idx, link):
         link.mac = _mac(ipr.link("get", index=link.ifindex)[0])
         dp.put_link(idx, link)
         underlay = ipr.link("get", index=link.underlay)[0]
@@ -205,7 +208,7 @@ def _underlay_entry(device: Any) -> bytes:
     return m.Underlay(mtu=device.get_attr("IFLA_MTU")).raw()
 
 
-def take_apart(ipr: IPRoute, dp: Datapath, idx: int, link: m.Link) -> None:
+def take_apart(ipr: IPRoute, dp: Datapath, idx: int, link: Any) -> None:
     """Takes an attached link's keys back and its hooks off."""
     link.flags |= m.LINK_HALF
     given = take_keys_back(dp, idx, link)
@@ -240,14 +243,17 @@ def _drop_spoilt(ipr: IPRoute, dp: Datapath, ifindex: int, name: str) -> None:
             take_apart(ipr, dp, idx, link)
 
 
-def whole(ipr: IPRoute, link: m.Link) -> bool:
+def whole(ipr: IPRoute, link: Any) -> bool:
     """Whether all hooks of a link are in place."""
-    return {ENCODE, ARRIVE} <= {f.name for f in filters(ipr, link.ifindex)} and {IN, OUT} <= {
-        f.name for f in filters(ipr, link.underlay)
-    }
+    family = ipaddress.ip_address(bytes(link.local)).version
+
+    def there(ifindex: int) -> set[str]:
+        return {f.program for f in filters(ipr, ifindex) if f.family == family}
+
+    return {ENCODE, ARRIVE} <= there(link.ifindex) and {IN, OUT} <= there(link.underlay)
 
 
-def _request(ipr: IPRoute, device: Any, local: ipaddress.IPv4Address | None, dev: str | None) -> _Request:
+def _request(ipr: IPRoute, device: Any, local: IPAddress | None, dev: str | None) -> _Request:
     """What create_link would have been asked for, had it made the device. Raises InputError."""
     name, data = device.get_attr("IFLA_IFNAME"), _attributes(device)
     return _Request(
@@ -283,16 +289,18 @@ def _attributes(device: Any) -> Any:
     return data
 
 
-def _local(name: str, data: Any, given: ipaddress.IPv4Address | None) -> ipaddress.IPv4Address:
+def _local(name: str, data: Any, given: IPAddress | None) -> IPAddress:
     """The VTEP address. Raises InputError."""
-    if data.get_attr("IFLA_VXLAN_LOCAL6") or data.get_attr("IFLA_VXLAN_GROUP6"):
-        raise InputError("name", f'"{name}" has an IPv6 underlay, and this version encodes over IPv4 only')
-    own = data.get_attr("IFLA_VXLAN_LOCAL")
+    own = data.get_attr("IFLA_VXLAN_LOCAL") or data.get_attr("IFLA_VXLAN_LOCAL6")
     if own is None and given is None:
         raise InputError("local", f'missing; "{name}" has no local address, so name the VTEP address')
     if own is not None and given is not None and str(given) != own:
         raise InputError("local", f'{given} is not the local address of "{name}", which is {own}')
-    return given or _ip("local", own)
+    local = given or _ip("local", own)
+    family = 6 if data.get_attr("IFLA_VXLAN_LOCAL6") or data.get_attr("IFLA_VXLAN_GROUP6") else 4
+    if local.version != family:
+        raise InputError("local", f'{local} does not fit "{name}", whose underlay is IPv{family}')
+    return local
 
 
 def _lower(ipr: IPRoute, name: str, data: Any, given: str | None) -> str | None:

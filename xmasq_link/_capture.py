@@ -30,7 +30,8 @@ from . import _pcapng as pcapng
 from ._datapath import api, require_root
 from ._errors import InputError, XmasqError
 from ._hooks import EGRESS, INGRESS, Filter, attach, detach, filters
-from ._look import GUEST, one_link
+from ._link import find_link
+from ._look import GUEST
 from ._model import Frame
 from ._netns import Netns, here, locked, netns
 
@@ -92,7 +93,7 @@ class Capture:
         self._home = here()
         undo.callback(os.close, self._home)
         self._ipr = undo.enter_context(IPRoute())
-        with locked(), one_link(self._ipr, name) as (dp, _, link):
+        with locked(), find_link(self._ipr, name) as (dp, _, link):
             self._ifindex = link.ifindex
             remove_leftovers(self._ipr, link.ifindex)
             called = {loader.CAPTURE_IN: f"{own}i", loader.CAPTURE_OUT: f"{own}o"}

@@ -12,7 +12,7 @@ import functools
 import itertools
 import os
 import secrets
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, ParamSpec, TypeVar, cast
 
 from pyroute2 import IPRoute
@@ -23,7 +23,7 @@ from kmod_ebpf import maps as m
 
 from . import _hold
 from ._errors import InputError, XmasqError
-from ._hooks import EGRESS, INGRESS, attach, clsact_devices, detach, filters, prepare
+from ._hooks import EGRESS, INGRESS, Filter, attach, clsact_devices, detach, filters, prepare
 from ._netns import Netns, netns
 from ._wire import BOUNCE, MARK, SEG_BITS
 
@@ -44,11 +44,16 @@ def _all_devices(ipr: IPRoute) -> Iterator[int]:
 
 
 class Datapath:
-    """Open descriptors of a namespace's maps and programs. Use as a context manager."""
+    """Open descriptors of a namespace's maps and programs for one family of the underlay.
 
-    def __init__(self, maps: dict[str, bpf.Map], programs: dict[str, int]) -> None:
+    family: 4 or 6. types: the structures in its maps. Use as a context manager.
+    """
+
+    def __init__(self, maps: dict[str, bpf.Map], programs: dict[str, int], family: int = 4) -> None:
         self.maps = maps
         self.programs = programs
+        self.family = family
+        self.types = m.TYPES[family]
 
     def __enter__(self) -> Datapath:
         return self
@@ -62,18 +67,39 @@ class Datapath:
         self.maps, self.programs = {}, {}
 
     @classmethod
-    def find(cls, ipr: IPRoute, devices: list[int] | None = None) -> Datapath | None:
-        """The namespace's datapath, or None. devices: those to look at first."""
-        seen: dict[str, int] = {}
+    def find(cls, ipr: IPRoute, devices: list[int] | None = None, family: int = 4) -> Datapath | None:
+        """The namespace's datapath for one family, or None. devices: those to look at first."""
+        return next(iter(cls.find_all(ipr, devices, [family])), None)
+
+    @classmethod
+    def find_all(
+        cls, ipr: IPRoute, devices: list[int] | None = None, families: Collection[int] = (4, 6)
+    ) -> list[Datapath]:
+        """The namespace's datapaths, one for each family that has one.
+
+        devices: those to look at first. families: those that are wanted; the search ends with them.
+        """
+        seen: dict[int, dict[str, int]] = {family: {} for family in families}
         clsact = clsact_devices(ipr)
         for ifindex in itertools.chain(devices or [], _all_devices(ipr)):
             for f in filters(ipr, ifindex, clsact=clsact):
-                seen.setdefault(f.name, f.prog_id)
-            if len(seen) == len(loader.PROGRAMS):
+                if f.family in seen:
+                    seen[f.family].setdefault(f.program, f.prog_id)
+            if all(len(programs) == len(loader.PROGRAMS) for programs in seen.values()):
                 break
-        if not seen:
-            return None
-        dp = cls({}, {})
+        with contextlib.ExitStack() as undo:
+            found = []
+            for family, programs in seen.items():
+                dp = cls._open(programs, family) if programs else None
+                if dp is not None:
+                    undo.callback(dp.close)
+                    found.append(dp)
+            undo.pop_all()
+        return found
+
+    @classmethod
+    def _open(cls, seen: Mapping[str, int], family: int) -> Datapath | None:
+        dp = cls({}, {}, family)
         try:
             ids: set[int] = set()
             for name, prog_id in seen.items():
@@ -102,28 +128,30 @@ class Datapath:
         mark: int | None = None,
         bounce: int | None = None,
         flows: int | None = None,
+        family: int = 4,
     ) -> Datapath:
         """Compiles if need be, and loads a datapath that nothing is attached to yet.
 
-        flows: how many flows there may be. None takes the default.
+        flows: how many flows there may be. None takes the default. family: of the underlay; over IPv6,
+        keys are in the flow label, and the bits of IPv4's do not matter.
         """
         try:
             sizes = {} if flows is None else dict.fromkeys(("flows", "txkeys", "grants"), flows)
-            loaded = loader.load(loader.compile_object(), sizes)
+            loaded = loader.load(loader.compile_object(family=family), sizes)
         except loader.LoadError as e:
             if e.missing:
                 raise InputError("kernel", f"this one lacks what xmasq needs: {e.missing}") from e
             raise XmasqError(str(e)) from e
         except loader.CompileError as e:
             raise XmasqError(str(e)) from e
-        dp = cls(loaded.maps, loaded.programs)
-        hold = _hold.read()
+        dp = cls(loaded.maps, loaded.programs, family)
+        hold = _hold.read(family)
         conf = m.Conf(
             magic=(secrets.randbits(32) & ~0xF) or 0x10,
             mark=MARK if mark is None else mark,
             bounce=BOUNCE if bounce is None else bounce,
-            seg_bits=SEG_BITS if seg_bits is None else seg_bits,
-            xbits=key_bits or 0,
+            seg_bits=0 if family == 6 else SEG_BITS if seg_bits is None else seg_bits,
+            xbits=0 if family == 6 else key_bits or 0,
             salt=secrets.randbits(64),
             tag=secrets.randbits(64),
             stamp=secrets.randbits(16),
@@ -144,16 +172,16 @@ class Datapath:
         assert raw is not None  # an array map has all its keys
         return m.Conf.parse(raw)
 
-    def links(self) -> dict[int, m.Link]:
+    def links(self) -> dict[int, Any]:
         """All links by their index in the maps."""
         found = {}
         for key, raw in self.maps["links"].items():
-            link = m.Link.parse(raw)
+            link: Any = self.types.Link.parse(raw)
             if link.ifindex:
                 found[int.from_bytes(key, "little")] = link
         return found
 
-    def put_link(self, idx: int, link: m.Link) -> None:
+    def put_link(self, idx: int, link: Any) -> None:
         """Writes a link's settings."""
         self.maps["links"].update(u32(idx), link.raw())
 
@@ -181,18 +209,23 @@ class Datapath:
     def _hook(self, ipr: IPRoute, ifindex: int, parent: int, name: str) -> None:
         """Sees to it that one of our programs is on a hook, in place of one that a dead datapath left."""
         mine = bpf.prog_info(self.programs[name]).id
-        present = [f for f in filters(ipr, ifindex) if f.name == name]
+        present = [f for f in self.filters(ipr, ifindex) if f.program == name]
         if all(f.prog_id != mine for f in present):
-            attach(ipr, ifindex, parent, name, self.programs[name])
+            kernel_name = loader.kernel_name(name, self.family)
+            attach(ipr, ifindex, parent, kernel_name, self.programs[name])
         for f in present:
             if f.prog_id != mine:
                 detach(ipr, f)
+
+    def filters(self, ipr: IPRoute, ifindex: int) -> list[Filter]:
+        """The programs of this family's datapath, or of an earlier one, on a device."""
+        return [f for f in filters(ipr, ifindex) if f.family == self.family]
 
     def release_underlay(self, ipr: IPRoute, ifindex: int) -> None:
         """Removes the hooks of an underlay device if no link needs them any more."""
         if any(link.underlay == ifindex for link in self.links().values()):
             return
-        for f in filters(ipr, ifindex):
+        for f in self.filters(ipr, ifindex):
             detach(ipr, f)
         self.maps["underlays"].delete(u32(ifindex))
 
@@ -205,28 +238,31 @@ class Datapath:
 
     def unhook_link(self, ipr: IPRoute, ifindex: int) -> None:
         """Removes encode and arrive from a device that stays."""
-        for f in filters(ipr, ifindex):
+        for f in self.filters(ipr, ifindex):
             detach(ipr, f)
 
-    def add_link(self, idx: int, link: m.Link, undo: contextlib.ExitStack) -> None:
+    def add_link(self, idx: int, link: Any, undo: contextlib.ExitStack) -> None:
         """Enters a link into the maps."""
         undo.callback(self.drop_link, idx)
         self.clear_stats(idx)
         self.put_link(idx, link)
         self.maps["vteps"].update(bytes(link.local), m.Vtep(port=link.port).raw())
-        self.maps["vnis"].update(m.VniKey(local=link.local, vni=link.vni).raw(), u32(idx))
+        self.maps["vnis"].update(self._vni_key(link), u32(idx))
         self.maps["link_ids"].update(u32(link.ifindex), u32(idx))
 
     def drop_link(self, idx: int) -> None:
         """Removes a link from the maps. Its keys stay reserved; packets that bear them bounce."""
-        link = m.Link.parse(self.maps["links"].lookup(u32(idx)) or b"")
-        self.put_link(idx, m.Link(tx_gen=link.tx_gen + 1, rx_gen=link.rx_gen + 1))
+        link: Any = self.types.Link.parse(self.maps["links"].lookup(u32(idx)) or b"")
+        self.put_link(idx, self.types.Link(tx_gen=link.tx_gen + 1, rx_gen=link.rx_gen + 1))
         if not link.ifindex or not self.whole:  # the tables of lost programs went with them
             return
         self.maps["link_ids"].delete(u32(link.ifindex))
-        self.maps["vnis"].delete(m.VniKey(local=link.local, vni=link.vni).raw())
+        self.maps["vnis"].delete(self._vni_key(link))
         if all(bytes(other.local) != bytes(link.local) for other in self.links().values()):
             self.maps["vteps"].delete(bytes(link.local))
+
+    def _vni_key(self, link: Any) -> bytes:
+        return self.types.VniKey(local=link.local, vni=link.vni).raw()
 
     def slots(self, now: int) -> Iterator[tuple[int, int, Any]]:
         """The keys that are reserved at a boot time in ns: index of the block, index in it, slot."""
@@ -238,7 +274,7 @@ class Datapath:
 
     def values(self, name: str) -> Iterator[tuple[Any, Any]]:
         """Keys and values of a map as structures (an int where the map has a plain u32)."""
-        key_type, value_type = m.LAYOUT[name]
+        key_type, value_type = m.LAYOUTS[self.family][name]
         for key, value in self.maps[name].items():
             yield (
                 key_type.parse(key) if key_type else int.from_bytes(key, "little"),

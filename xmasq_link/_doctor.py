@@ -26,7 +26,7 @@ from ._datapath import api
 from ._errors import InputError
 from ._flow import peers
 from ._hooks import has_tcx
-from ._link import find_links, links
+from ._link import find_link, links
 from ._look import HOOK_HINT, hook_faults
 from ._model import Finding, Link
 from ._netns import Netns
@@ -124,8 +124,8 @@ def _link(ipr: IPRoute, link: Link) -> Iterator[Finding]:
         yield Finding(name, WARNING, "the link is down", f"ip link set {name} up")
     if not link.fastpath:
         yield Finding(name, WARNING, "the fast path is off", f"xmasq link set {name} fastpath on")
-    with find_links(ipr, name) as (_, found):
-        faults = [text for entry in found.values() for text in hook_faults(ipr, entry)]
+    with find_link(ipr, name) as (_, _, entry):
+        faults = hook_faults(ipr, entry)
     for text in faults:
         yield Finding(name, FAULT, text, HOOK_HINT)
     if not faults:

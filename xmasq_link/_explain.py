@@ -18,7 +18,8 @@ from . import _hold
 from ._datapath import Datapath, api
 from ._errors import InputError
 from ._flow import mac
-from ._look import HOOK_HINT, address, device_name, hook_faults, one_link
+from ._link import find_link
+from ._look import HOOK_HINT, address, device_name, hook_faults
 from ._model import Condition, Explanation
 from ._netns import Netns
 
@@ -40,7 +41,7 @@ def _ago(now: int, then: int) -> str:
 class _Look:
     """One look at the kernel: each method adds conditions."""
 
-    def __init__(self, ipr: IPRoute, dp: Datapath, idx: int, link: m.Link, source: str, target: str) -> None:
+    def __init__(self, ipr: IPRoute, dp: Datapath, idx: int, link: Any, source: str, target: str) -> None:
         self.ipr, self.dp, self.idx, self.link = ipr, dp, idx, link
         self.source, self.target = source, target
         self.local = address(link.local)
@@ -253,7 +254,7 @@ def explain(link: str, source: str, destination: str, *, netns: Netns | None = N
     source's. The conditions come in the order of a packet's way. Raises InputError, XmasqError.
     """
     source, destination = str(_ip("source", source)), str(_ip("destination", destination))
-    with IPRoute() as ipr, one_link(ipr, link) as (dp, idx, entry):
+    with IPRoute() as ipr, find_link(ipr, link) as (dp, idx, entry):
         look = _Look(ipr, dp, idx, entry, source, destination)
         look.device_is_ready()
         look.addresses_fit()

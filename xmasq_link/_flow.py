@@ -7,7 +7,7 @@ import ipaddress
 import os
 import struct
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pyroute2 import IPRoute
@@ -23,9 +23,9 @@ from ._model import Flow, Key, Peer
 from ._netns import Netns, locked
 
 
-def ipv4(raw: Any) -> str:
+def ip(raw: Any) -> str:
     """An address as text."""
-    return str(ipaddress.IPv4Address(bytes(raw)))
+    return str(ipaddress.ip_address(bytes(raw)))
 
 
 def mac(raw: Any) -> str:
@@ -36,64 +36,70 @@ def mac(raw: Any) -> str:
 @api_iterator
 def flows(link: str | None = None, *, netns: Netns | None = None) -> Iterator[Flow]:
     """The flows that this host encodes now. Raises InputError for an unknown link."""
-    with IPRoute() as ipr, find_links(ipr, link) as (dp, links):
-        if dp is None:
-            return
-        names = device_names(ipr)
-        by_index = {x.ifindex: x for x in links.values()}
-        pairs = {idx: p.gen for idx, p in dp.values("pairs") if p.local[0]}
-        now = _hold.now_ns()
-        for f, e in dp.values("flows"):
-            at = by_index.get(f.ifindex)
-            if at is None or now >= e.lease_end or pairs.get(e.pair) != e.pair_gen:
-                continue
+    with IPRoute() as ipr, find_links(ipr, link) as found:
+        names = device_names(ipr) if found else {}
+        for dp, links in found:
+            yield from _flows(dp, links, names)
+
+
+def _flows(dp: Datapath, links: Mapping[int, Any], names: Mapping[int, str]) -> Iterator[Flow]:
+    by_index = {x.ifindex: x for x in links.values()}
+    pairs = {idx: p.gen for idx, p in dp.values("pairs") if any(p.local)}
+    now = _hold.now_ns()
+    for f, e in dp.values("flows"):
+        at = by_index.get(f.ifindex)
+        if at is not None and now < e.lease_end and pairs.get(e.pair) == e.pair_gen:
             yield Flow(
                 names.get(f.ifindex, f"if{f.ifindex}"),
                 at.vni,
                 mac(f.smac),
                 mac(f.dmac),
-                ipv4(f.sip),
-                ipv4(f.dip),
+                ip(f.sip),
+                ip(f.dip),
                 f.dscp,
                 not f.variant & m.VAR_NODF,
-                ipv4(e.peer),
-                ipv4(e.local),
+                ip(e.peer),
+                ip(e.local),
                 e.key,
                 (e.lease_end - now) // 1_000_000,
                 names.get(e.oif, f"if{e.oif}"),
-                ipv4(e.nexthop) if e.route else None,
+                ip(e.nexthop) if e.route else None,
             )
 
 
 @api_iterator
 def keys(link: str | None = None, *, netns: Netns | None = None) -> Iterator[Key]:
     """The keys that this host has given and not yet taken back. Raises InputError."""
-    with IPRoute() as ipr, find_links(ipr, link) as (dp, links):
-        if dp is None:
-            return
-        names = device_names(ipr)
-        now = _hold.now_ns()
-        for _, _, s in dp.slots(now):
-            at = links.get(s.link)
-            if at is None and link is not None:
-                continue
-            state, left = "reserved", 0
-            if at and at.rx_gen == s.rx_gen and at.ifindex == s.ifindex:
-                if s.valid > now:
-                    state, left = "granted", max(0, s.valid - now - at.guard_ms * 1_000_000)
-                elif s.offered:
-                    state = "offered"
+    with IPRoute() as ipr, find_links(ipr, link) as found:
+        names = device_names(ipr) if found else {}
+        for dp, links in found:
+            yield from _keys(dp, links, names, all_links=link is None)
+
+
+def _keys(
+    dp: Datapath, links: Mapping[int, Any], names: Mapping[int, str], *, all_links: bool
+) -> Iterator[Key]:
+    now = _hold.now_ns()
+    for _, _, s in dp.slots(now):
+        at = links.get(s.link)
+        state, left = "reserved", 0
+        if at and at.rx_gen == s.rx_gen and at.ifindex == s.ifindex:
+            if s.valid > now:
+                state, left = "granted", max(0, s.valid - now - at.guard_ms * 1_000_000)
+            elif s.offered:
+                state = "offered"
+        if at or all_links:
             yield Key(
                 names.get(s.ifindex, f"if{s.ifindex}"),
                 at.vni if at else 0,
                 mac(s.smac),
                 mac(s.dmac),
-                ipv4(s.sip),
-                ipv4(s.dip),
+                ip(s.sip),
+                ip(s.dip),
                 s.dscp,
                 not s.variant & m.VAR_NODF,
-                ipv4(s.peer),
-                ipv4(s.local),
+                ip(s.peer),
+                ip(s.local),
                 s.key,
                 left // 1_000_000,
                 bool(s.used),
@@ -104,45 +110,42 @@ def keys(link: str | None = None, *, netns: Netns | None = None) -> Iterator[Key
 @api
 def peers(*, netns: Netns | None = None) -> list[Peer]:
     """The remote VTEPs that have been heard to speak xmasq."""
-    with IPRoute() as ipr, find_links(ipr, None) as (dp, _):
-        if dp is None:
-            return []
-        now = _hold.now_ns()
-        encoded: Counter[tuple[str, str]] = Counter()
-        decoded: Counter[tuple[str, str]] = Counter()
-        for _, e in dp.values("flows"):
-            if now < e.lease_end:
-                encoded[ipv4(e.local), ipv4(e.peer)] += 1
-        for _, _, s in dp.slots(now):
-            if s.valid > now:
-                decoded[ipv4(s.local), ipv4(s.peer)] += 1
-        found = []
-        for _, p in dp.values("pairs"):
-            if not any(p.local):
-                continue
-            pair = ipv4(p.local), ipv4(p.peer)
+    with IPRoute() as ipr, find_links(ipr) as found:
+        return [peer for dp, _ in found for peer in _peers(dp)]
+
+
+def _peers(dp: Datapath) -> Iterator[Peer]:
+    now = _hold.now_ns()
+    encoded: Counter[tuple[str, str]] = Counter()
+    decoded: Counter[tuple[str, str]] = Counter()
+    for _, e in dp.values("flows"):
+        if now < e.lease_end:
+            encoded[ip(e.local), ip(e.peer)] += 1
+    for _, _, s in dp.slots(now):
+        if s.valid > now:
+            decoded[ip(s.local), ip(s.peer)] += 1
+    for _, p in dp.values("pairs"):
+        if any(p.local):
+            pair = ip(p.local), ip(p.peer)
             off = max(0, p.off_until - now)
-            found.append(
-                Peer(
-                    pair[1],
-                    pair[0],
-                    (now - p.heard) // 1_000_000 if p.heard else None,
-                    encoded[pair],
-                    decoded[pair],
-                    "path" if off else "ok",
-                    off // 1_000_000,
-                )
+            yield Peer(
+                pair[1],
+                pair[0],
+                (now - p.heard) // 1_000_000 if p.heard else None,
+                encoded[pair],
+                decoded[pair],
+                "path" if off else "ok",
+                off // 1_000_000,
             )
-        return found
 
 
 def _address(argument: str, text: str | None) -> bytes | None:
     if text is None:
         return None
     try:
-        return ipaddress.IPv4Address(text).packed
+        return ipaddress.ip_address(text).packed
     except ValueError:
-        raise InputError(argument, f'"{text}" is not an IPv4 address') from None
+        raise InputError(argument, f'"{text}" is not an IP address') from None
 
 
 @api
@@ -161,32 +164,35 @@ def flush(
     require_root()
     want = {"sip": _address("source", source), "dip": _address("destination", destination)}
     at_peer = _address("peer", peer)
+    with locked(), IPRoute() as ipr, find_links(ipr, link) as found:
+        return sum(_flush(dp, links, want, at_peer) for dp, links in found)
+
+
+def _flush(
+    dp: Datapath, links: Mapping[int, Any], want: Mapping[str, bytes | None], at_peer: bytes | None
+) -> int:
     ended = 0
-    with locked(), IPRoute() as ipr, find_links(ipr, link) as (dp, links):
-        if dp is None:
-            return 0
-        indexes = {x.ifindex for x in links.values()}
-        now = _hold.now_ns()
-        if at_peer is not None:
-            for x in links.values():
-                # A peer that the FDB has no entry for any more must not be offered keys by habit.
-                dp.maps["told"].delete(bytes(x.local) + at_peer)
+    indexes = {x.ifindex for x in links.values()}
+    now = _hold.now_ns()
+    if at_peer is not None and len(at_peer) == len(dp.types.Addr()):
+        for x in links.values():
+            # A peer that the FDB has no entry for any more must not be offered keys by habit.
+            dp.maps["told"].delete(bytes(x.local) + at_peer)
 
-        def matches(flow: Any, of_peer: Any) -> bool:
-            return (
-                flow.ifindex in indexes
-                and (at_peer is None or bytes(of_peer) == at_peer)
-                and all(v is None or bytes(getattr(flow, k)) == v for k, v in want.items())
-            )
+    def matches(flow: Any, of_peer: Any) -> bool:
+        return (
+            flow.ifindex in indexes
+            and (at_peer is None or bytes(of_peer) == at_peer)
+            and all(v is None or bytes(getattr(flow, k)) == v for k, v in want.items())
+        )
 
-        for f, e in list(dp.values("flows")):
-            if now < e.lease_end and matches(f, e.peer):
-                # Not deleted: memory of a deleted element may be taken for another flow at once.
-                e.lease_end = 0
-                dp.maps["flows"].update(f.raw(), e.raw())
-                ended += 1
-        ended += _end_keys(dp, now, matches)
-    return ended
+    for f, e in list(dp.values("flows")):
+        if now < e.lease_end and matches(f, e.peer):
+            # Not deleted: memory of a deleted element may be taken for another flow at once.
+            e.lease_end = 0
+            dp.maps["flows"].update(f.raw(), e.raw())
+            ended += 1
+    return ended + _end_keys(dp, now, matches)
 
 
 def _end_keys(dp: Datapath, now: int, matches: Any) -> int:
@@ -195,7 +201,7 @@ def _end_keys(dp: Datapath, now: int, matches: Any) -> int:
     if not hits:
         return 0
     try:
-        fd = loader.load_program(loader.compile_object(), loader.FLUSH, dp.maps)
+        fd = loader.load_program(loader.compile_object(family=dp.family), loader.FLUSH, dp.maps)
     except (loader.CompileError, loader.LoadError) as e:
         raise XmasqError(str(e)) from e
     try:

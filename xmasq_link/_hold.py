@@ -40,15 +40,16 @@ class Hold:
     tx_ns: int
 
 
-def _path() -> Path:
-    return RUN / cookie()
+def _path(family: int) -> Path:
+    # Each family of the underlay has a datapath, and keys, of its own.
+    return RUN / (cookie() if family == 4 else f"{cookie()}-{family}")
 
 
-def read() -> Hold:
-    """The hold-down for a datapath that starts now in the present namespace."""
+def read(family: int = 4) -> Hold:
+    """The hold-down for a datapath that starts now in the present namespace. family: of its underlay."""
     now = now_ns()
     try:
-        record = json.loads(_path().read_text())
+        record = json.loads(_path(family).read_text())
         lease = int(record["lease_ms"])
         removed = record.get("removed_ns")
         end = now if removed is None else int(removed)  # None: it went without telling
@@ -60,27 +61,28 @@ def read() -> Hold:
     return Hold(end + (lease + guard) * 1_000_000, end + guard * 1_000_000)
 
 
-def _write(lease_ms: int, removed_ns: int | None) -> None:
+def _write(family: int, lease_ms: int, removed_ns: int | None) -> None:
+    path = _path(family)
     RUN.mkdir(mode=0o755, exist_ok=True)
-    part = RUN / f".{cookie()}"
+    part = RUN / f".{path.name}"
     part.write_text(json.dumps({"lease_ms": lease_ms, "removed_ns": removed_ns}))
-    part.rename(_path())
+    part.rename(path)
 
 
-def live(lease_ms: int) -> None:
-    """Notes that a datapath with leases up to this many ms is in use here.
+def live(lease_ms: int, family: int = 4) -> None:
+    """Notes that a datapath with leases up to this many ms is in use here. family: of its underlay.
 
     Raises OSError: without the record a later start could not know.
     """
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        lease_ms = max(lease_ms, int(json.loads(_path().read_text())["lease_ms"]))
-    _write(lease_ms, None)
+        lease_ms = max(lease_ms, int(json.loads(_path(family).read_text())["lease_ms"]))
+    _write(family, lease_ms, None)
 
 
-def removed() -> None:
+def removed(family: int = 4) -> None:
     """Notes that the datapath has just been removed; forgets those that are long gone."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        _write(int(json.loads(_path().read_text())["lease_ms"]), now_ns())
+        _write(family, int(json.loads(_path(family).read_text())["lease_ms"]), now_ns())
     longest = (LEASE_MAX_MS + guard_ms(LEASE_MAX_MS)) * 1_000_000
     for path in RUN.iterdir() if RUN.is_dir() else ():
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):

@@ -48,7 +48,10 @@ sched_bpf.options = _BpfOptions
 
 @dataclass(frozen=True)
 class Filter:
-    """One of our programs on a device. prio and handle are those of a filter, 0 with tcx."""
+    """One of our programs on a device. prio and handle are those of a filter, 0 with tcx.
+
+    name: in the kernel. program: as in loader.PROGRAMS, and family, 4 or 6, if it is one of those.
+    """
 
     ifindex: int
     parent: int
@@ -56,6 +59,19 @@ class Filter:
     handle: int
     name: str
     prog_id: int
+
+    @property
+    def program(self) -> str:
+        return (loader.program_of(self.name) or ("", 0))[0]
+
+    @property
+    def family(self) -> int:
+        return (loader.program_of(self.name) or ("", 0))[1]
+
+
+def is_program(name: str) -> bool:
+    """Whether a program of this name in the kernel is one of a datapath."""
+    return loader.program_of(name) is not None
 
 
 @functools.cache
@@ -108,7 +124,7 @@ def _tcx(ifindex: int, parent: int) -> Iterator[tuple[str, int]]:
 def filters(
     ipr: IPRoute,
     ifindex: int,
-    ours: Callable[[str], bool] = loader.PROGRAMS.__contains__,
+    ours: Callable[[str], bool] = is_program,
     clsact: Collection[int] | None = None,
 ) -> list[Filter]:
     """Our programs on a device, in the order in which they run on each hook.

@@ -11,6 +11,7 @@ import contextlib
 import errno
 import ipaddress
 import os
+import socket
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -36,7 +37,7 @@ MTU_MIN = 68
 PORT = 4789
 KEY_BITS_MAX = 13
 _ARPHRD_ETHER = 1
-_OVERHEAD = 50  # outer IPv4, UDP and VXLAN header, inner Ethernet header
+_OVERHEAD = {4: 50, 6: 70}  # outer IP, UDP and VXLAN header, inner Ethernet header
 FLOWS_MIN, FLOWS_MAX = 1024, 1 << 20
 _GEN_STRIDE = 1 << 16  # user space steps the generation by more than the datapath does meanwhile
 # In the order of `ip` (iproute2, ip/ipaddress.c, print_link_flags).
@@ -66,15 +67,18 @@ HOST_COUNTERS = (
 )
 
 
+IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
 @dataclass(frozen=True)
 class _Request:
     """What create_link was asked for, checked as far as it can be without the kernel."""
 
     name: str
     vni: int
-    local: ipaddress.IPv4Address
+    local: IPAddress
     dev: str | None
-    remote: ipaddress.IPv4Address | None
+    remote: IPAddress | None
     port: int
     mtu: int | None
     address: str | None
@@ -101,23 +105,30 @@ def check_name(name: str) -> str:
     return _dev.check_name("name", name)
 
 
-def _ip(argument: str, text: str, *, group: bool = False) -> ipaddress.IPv4Address:
+def _ip(argument: str, text: str, *, group: bool = False) -> IPAddress:
     """An address of a host; group: or of a multicast group."""
     try:
         address = ipaddress.ip_address(text)
     except ValueError:
         raise InputError(argument, f'"{text}" is not an IP address') from None
-    if not isinstance(address, ipaddress.IPv4Address):
-        raise InputError(argument, f"{text} is an IPv6 address, and this version encodes over IPv4 only")
     if group and address.is_multicast:
         return address
     if address.is_multicast or address.is_unspecified or address.is_loopback or int(address) == 0xFFFFFFFF:
         raise InputError(argument, f"{text} is not a unicast address of a host")
+    if isinstance(address, ipaddress.IPv6Address):
+        if address.is_link_local:
+            raise InputError(
+                argument, f"{text} is a link-local address; a VTEP needs one that is good in all the underlay"
+            )
+        if address.ipv4_mapped:
+            raise InputError(argument, f"{text} is an IPv4 address; allowed is {address.ipv4_mapped}")
     return address
 
 
-def _remote(text: str, dev: str | None) -> ipaddress.IPv4Address:
+def _remote(text: str, dev: str | None, local: IPAddress) -> IPAddress:
     address = _ip("remote", text, group=True)
+    if address.version != local.version:
+        raise InputError("remote", f"{text} must be an IPv{local.version} address, as the local one is")
     if address.is_multicast and dev is None:
         raise InputError("remote", f'{text} is a multicast group, which needs "dev" with it')
     return address
@@ -162,8 +173,16 @@ def check_secret(secret: bytes | None) -> bytes | None:
     return secret
 
 
-def check_bits(seg_bits: int | None, key_bits: int | None) -> tuple[int | None, int | None]:
-    """Segment bits and further key bits, as far as they are given."""
+def check_bits(
+    seg_bits: int | None, key_bits: int | None, local: IPAddress | None = None
+) -> tuple[int | None, int | None]:
+    """Segment bits and further key bits, as far as they are given. local: the VTEP address, if known."""
+    if local is not None and local.version == 6:
+        for word, value in (("segment-bits", seg_bits), ("key-bits", key_bits)):
+            if value is not None:
+                raise InputError(
+                    word, f"is for IPv4 underlays; over IPv6 ({local}) there are 32,767 keys anyway"
+                )
     if seg_bits is not None:
         _in_range("segment-bits", seg_bits, 4, 8)
     if key_bits is not None:
@@ -186,7 +205,12 @@ def _device(ipr: IPRoute, name: str) -> Any | None:
 
 def _underlay(ipr: IPRoute, want: _Request) -> Any:
     """The device that carries the underlay hooks."""
-    owners = [a["index"] for a in ipr.get_addr(family=2) if a.get_attr("IFA_LOCAL") == str(want.local)]
+    family = socket.AF_INET if want.local.version == 4 else socket.AF_INET6
+    owners = [
+        a["index"]
+        for a in ipr.get_addr(family=family)
+        if ipaddress.ip_address(a.get_attr("IFA_LOCAL") or a.get_attr("IFA_ADDRESS")) == want.local
+    ]
     if not owners:
         raise InputError("local", f"{want.local} is not an address of this host")
     if want.dev is not None:
@@ -238,10 +262,11 @@ def check_against_links(want: _Request, dp: Datapath | None) -> None:
 def _mtu(want: _Request, underlay: int) -> int:
     """The link's MTU."""
     most = least_room = underlay
+    overhead = _OVERHEAD[want.local.version]
     if want.remote and want.remote.is_multicast:
-        most = least_room = underlay - _OVERHEAD  # the kernel takes no more where "dev" is bound
+        most = least_room = underlay - overhead  # the kernel takes no more where "dev" is bound
     elif want.vxlan.get("vxlan_df"):
-        least_room = underlay - _OVERHEAD  # or the fallback could not take a full packet
+        least_room = underlay - overhead  # or the fallback could not take a full packet
     if want.mtu is None:
         return least_room
     why = "the underlay's MTU" if most == underlay else "the underlay's MTU, less a VXLAN header"
@@ -249,9 +274,10 @@ def _mtu(want: _Request, underlay: int) -> int:
 
 
 def _create_device(ipr: IPRoute, want: _Request, mtu: int, underlay: Any, creation: Mapping[str, Any]) -> int:
-    extra: dict[str, Any] = {}
+    six = "6" if want.local.version == 6 else ""
+    extra: dict[str, Any] = {f"vxlan_local{six}": str(want.local)}
     if want.remote:
-        extra["vxlan_group"] = str(want.remote)
+        extra[f"vxlan_group{six}"] = str(want.remote)
         if want.remote.is_multicast:
             extra["vxlan_link"] = underlay["index"]
     if want.address:
@@ -263,7 +289,6 @@ def _create_device(ipr: IPRoute, want: _Request, mtu: int, underlay: Any, creati
             kind="vxlan",
             mtu=mtu,
             vxlan_id=want.vni,
-            vxlan_local=str(want.local),
             vxlan_port=want.port,
             vxlan_learning=int(want.learning),
             **extra,
@@ -289,9 +314,15 @@ def _data(device: Any) -> Any:
     return device.get_attr("IFLA_LINKINFO").get_attr("IFLA_INFO_DATA")
 
 
-def _find(ipr: IPRoute) -> Datapath | None:
-    vxlans = [msg["index"] for msg in ipr.get_links(kind="vxlan")]
-    return Datapath.find(ipr, vxlans[:8])
+def _find(ipr: IPRoute, family: int | None = None) -> list[Datapath]:
+    """The datapaths. family: the only one that is wanted; else those that there are vxlan devices for."""
+    vxlans: dict[int, list[int]] = {4: [], 6: []}
+    for msg in ipr.get_links(kind="vxlan"):
+        data = _data(msg)
+        six = data is not None and (data.get_attr("IFLA_VXLAN_LOCAL6") or data.get_attr("IFLA_VXLAN_GROUP6"))
+        vxlans[6 if six else 4].append(msg["index"])
+    wanted = [family] if family else [f for f in vxlans if vxlans[f]] or [*vxlans]
+    return Datapath.find_all(ipr, [index for f in wanted for index in vxlans[f][:8]], wanted)
 
 
 def _reap(ipr: IPRoute, dp: Datapath) -> None:
@@ -308,15 +339,19 @@ def _reap(ipr: IPRoute, dp: Datapath) -> None:
 
 
 def usable(
-    ipr: IPRoute, close: contextlib.ExitStack, first: Callable[[Datapath], None] | None = None
+    ipr: IPRoute,
+    close: contextlib.ExitStack,
+    family: int,
+    first: Callable[[Datapath], None] | None = None,
 ) -> Datapath | None:
     """The datapath that a further link shares, put in order; None if there is none yet.
 
-    first: gets the datapath as it was found.
+    family: of its VTEP address. first: gets the datapath as it was found.
     """
-    dp = _find(ipr)
-    if dp is None:
+    found = _find(ipr, family)
+    if not found:
         return None
+    (dp,) = found
     close.callback(dp.close)
     if first is not None:
         first(dp)
@@ -330,7 +365,7 @@ def _renew(ipr: IPRoute, dp: Datapath, close: contextlib.ExitStack) -> Datapath:
     """A new datapath with the links of one that has lost programs because others removed a hook."""
     conf = dp.conf()
     flows = dp.maps["flows"].max_entries if "flows" in dp.maps else None
-    new = Datapath.load(conf.seg_bits, conf.xbits, conf.mark, conf.bounce, flows)
+    new = Datapath.load(conf.seg_bits, conf.xbits, conf.mark, conf.bounce, flows, dp.family)
     close.callback(new.close)
     devices = {msg["index"]: msg for msg in ipr.get_links()}
     with contextlib.ExitStack() as undo:
@@ -342,25 +377,38 @@ def _renew(ipr: IPRoute, dp: Datapath, close: contextlib.ExitStack) -> Datapath:
 
 
 @contextlib.contextmanager
-def find_links(ipr: IPRoute, name: str | None) -> Iterator[tuple[Datapath | None, dict[int, m.Link]]]:
-    """The datapath and its links by index, or only the named one. Raises InputError."""
+def find_links(ipr: IPRoute, name: str | None = None) -> Iterator[list[tuple[Datapath, dict[int, Any]]]]:
+    """The datapaths, one for each family of VTEP addresses, with their links by index.
+
+    name: only the datapath of this link, and only this link. Raises InputError.
+    """
     index = None
     if name is not None:
         device = _device(ipr, name)
         if device is None:
             raise InputError("name", f'there is no device "{name}"')
         index = device["index"]
-    dp = _find(ipr)
-    try:
-        links = dp.links() if dp else {}
-        if index is not None:
-            links = {idx: link for idx, link in links.items() if link.ifindex == index}
-            if not links:
-                raise InputError("name", f'"{name}" is not an xmasq link')
-        yield dp, links
-    finally:
-        if dp:
-            dp.close()
+    with contextlib.ExitStack() as close:
+        found = []
+        for dp in _find(ipr):
+            close.callback(dp.close)
+            links = dp.links()
+            if index is not None:
+                links = {idx: link for idx, link in links.items() if link.ifindex == index}
+                if not links:
+                    continue
+            found.append((dp, links))
+        if index is not None and not found:
+            raise InputError("name", f'"{name}" is not an xmasq link')
+        yield found
+
+
+@contextlib.contextmanager
+def find_link(ipr: IPRoute, name: str) -> Iterator[tuple[Datapath, int, Any]]:
+    """A link, with its index and its datapath. Raises InputError."""
+    with find_links(ipr, name) as ((dp, links),):
+        ((idx, link),) = links.items()
+        yield dp, idx, link
 
 
 @api
@@ -407,36 +455,38 @@ def create_link(
 
     Raises InputError for a bad argument, XmasqError if the kernel refuses.
     """
+    check_name(name)
+    vtep = _ip("local", local)
     want = _Request(
-        check_name(name),
+        name,
         _in_range("id", vni, 0, VNI_MAX),
-        _ip("local", local),
+        vtep,
         dev,
-        _remote(remote, dev) if remote else None,
+        _remote(remote, dev, vtep) if remote else None,
         _port(port),
         mtu,
         _dev.lladdr("address", address) if address else None,
         learning,
         check_lease(lease_ms),
         check_secret(secret),
-        *check_bits(seg_bits, key_bits),
+        *check_bits(seg_bits, key_bits, vtep),
         _code_point("mark", mark, key_bits),
         _code_point("bounce", bounce, key_bits),
         None if flows is None else _in_range("flows", flows, FLOWS_MIN, FLOWS_MAX),
         fastpath,
-        _vxlan.attributes(vxlan or {}, _ip("local", local)),
+        _vxlan.attributes(vxlan or {}, vtep),
     )
     _check_code_points(mark, bounce)
     require_root()
     with locked(), IPRoute(ext_ack=True) as ipr, contextlib.ExitStack() as close:
-        dp = usable(ipr, close)
+        dp = usable(ipr, close, vtep.version)
         underlay = _underlay(ipr, want)
         mtu = _check_against_kernel(ipr, want, underlay, dp)
         settings = _dev.attributes(ipr, {**(device or {}), **({"up": True} if up else {})}, exists=False)
         if dp is None:
-            dp = Datapath.load(want.seg_bits, want.key_bits, want.mark, want.bounce, want.flows)
+            dp = Datapath.load(want.seg_bits, want.key_bits, want.mark, want.bounce, want.flows, vtep.version)
             close.callback(dp.close)
-        _hold.live(want.lease_ms)
+        _hold.live(want.lease_ms, vtep.version)
         with contextlib.ExitStack() as undo:
             ifindex = _build(ipr, dp, want, underlay, mtu, settings.creation, undo)
             _dev.apply(ipr, ifindex, settings)
@@ -486,11 +536,11 @@ def enter_link(
     undo: contextlib.ExitStack,
 ) -> None:
     """Makes a link of a vxlan device. flags: further LINK_ flags."""
-    old = m.Link.parse(dp.maps["links"].lookup(u32(idx)) or b"")
-    link = m.Link(
+    old: Any = dp.types.Link.parse(dp.maps["links"].lookup(u32(idx)) or b"")
+    link: Any = dp.types.Link(
         ifindex=device["index"],
         vni=want.vni,
-        local=m.Be32(*want.local.packed),
+        local=dp.types.Addr(*want.local.packed),
         port=m.Be16(*want.port.to_bytes(2, "big")),
         mac=m.Mac(*bytes.fromhex(device.get_attr("IFLA_ADDRESS").replace(":", ""))),
         flags=flags
@@ -509,7 +559,7 @@ def enter_link(
 
 
 def put_hooks(
-    ipr: IPRoute, dp: Datapath, idx: int, link: m.Link, underlay: Any, undo: contextlib.ExitStack
+    ipr: IPRoute, dp: Datapath, idx: int, link: Any, underlay: Any, undo: contextlib.ExitStack
 ) -> None:
     """Enters a link into the maps, and sees to it that it has its hooks; before, its fast path is off."""
     flags = link.flags & ~m.LINK_HALF
@@ -536,9 +586,7 @@ def _remove_device(ipr: IPRoute, want: _Request) -> None:
 def delete_link(name: str, *, netns: Netns | None = None) -> None:
     """Deletes an xmasq link; the last one takes the datapath along. Raises InputError, XmasqError."""
     require_root()
-    with locked(), IPRoute() as ipr, find_links(ipr, name) as (dp, found):
-        assert dp is not None  # find_links raises for a link that is not there
-        ((idx, link),) = found.items()
+    with locked(), IPRoute() as ipr, find_link(ipr, name) as (dp, idx, link):
         if link.flags & m.LINK_ATTACHED:
             raise InputError(
                 "name",
@@ -554,10 +602,10 @@ def delete_link(name: str, *, netns: Netns | None = None) -> None:
         dp.release_underlay(ipr, link.underlay)
         _reap(ipr, dp)
         if not dp.links():
-            _hold.removed()
+            _hold.removed(dp.family)
 
 
-def take_keys_back(dp: Datapath, idx: int, link: m.Link) -> list[Any]:
+def take_keys_back(dp: Datapath, idx: int, link: Any) -> list[Any]:
     """Ends the fast path of a link that is about to go; returns the keys that it had given."""
     now = _hold.now_ns()
     given = [s for _, _, s in dp.slots(now) if s.ifindex == link.ifindex and s.valid > now]
@@ -599,16 +647,14 @@ def set_link(
         check_lease(lease_ms)
     check_secret(secret)
     require_root()
-    with locked(), IPRoute(ext_ack=True) as ipr, find_links(ipr, name) as (dp, found):
-        assert dp is not None  # find_links raises for a link that is not there
-        ((idx, link),) = found.items()
+    with locked(), IPRoute(ext_ack=True) as ipr, find_link(ipr, name) as (dp, idx, link):
         now_data = _data(ipr.link("get", index=link.ifindex)[0])
         kind = _changes(now_data, link, remote, learning, vxlan or {})
         settings = _dev.attributes(ipr, {**(device or {}), **({} if up is None else {"up": up})}, exists=True)
         if mtu is not None:
             underlay = ipr.link("get", index=link.underlay)[0].get_attr("IFLA_MTU")
             bound = now_data.get_attr("IFLA_VXLAN_LINK")
-            most = underlay - _OVERHEAD if bound else underlay
+            most = underlay - _OVERHEAD[dp.family] if bound else underlay
             settings.later["mtu"] = _in_range("mtu", mtu, MTU_MIN, most, " (by the underlay's MTU)")
         if address is not None:
             settings.later["address"] = _dev.lladdr("address", address)
@@ -617,7 +663,7 @@ def set_link(
             if _device(ipr, new_name) is not None:
                 raise InputError("name", f'a device "{new_name}" exists already')
         if lease_ms is not None:
-            _hold.live(lease_ms)
+            _hold.live(lease_ms, dp.family)
         # The kernel first: it may refuse, and what follows cannot fail.
         with contextlib.ExitStack() as undo:
             if kind:
@@ -648,12 +694,14 @@ def set_link(
 
 
 def _changes(
-    data: Any, link: m.Link, remote: str | None, learning: bool | None, vxlan: Mapping[str, Any]
+    data: Any, link: Any, remote: str | None, learning: bool | None, vxlan: Mapping[str, Any]
 ) -> dict[str, Any]:
     """What to change of the vxlan device. data: its IFLA_INFO_DATA."""
-    kind = _vxlan.attributes(vxlan, ipaddress.IPv4Address(bytes(link.local)), running=True)
+    local = ipaddress.ip_address(bytes(link.local))
+    kind = _vxlan.attributes(vxlan, local, running=True)
     if remote is not None:
-        kind["vxlan_group"] = str(_remote(remote, "dev" if data.get_attr("IFLA_VXLAN_LINK") else None))
+        dev = "dev" if data.get_attr("IFLA_VXLAN_LINK") else None
+        kind["vxlan_group6" if local.version == 6 else "vxlan_group"] = str(_remote(remote, dev, local))
     if learning is not None:
         kind["vxlan_learning"] = int(learning)
     return kind
@@ -669,17 +717,19 @@ def _stats(dp: Datapath, idx: int) -> dict[str, int]:
     return stats
 
 
-def _info(device: Any, link: m.Link, names: Mapping[int, str]) -> dict[str, Any]:
+def _info(device: Any, link: Any, names: Mapping[int, str]) -> dict[str, Any]:
     """The device as `ip -j -d link show` would print it."""
     flags = device["flags"]
     words = ["NO-CARRIER"] if flags & 1 and not flags & _RUNNING else []
     attr = device.get_attr
     data_in = _data(device)
     data: dict[str, Any] = {"id": link.vni}
-    if data_in.get_attr("IFLA_VXLAN_GROUP"):
-        data["remote"] = data_in.get_attr("IFLA_VXLAN_GROUP")
+    local = ipaddress.ip_address(bytes(link.local))
+    six = "6" if local.version == 6 else ""  # as `ip` calls them
+    if remote := data_in.get_attr(f"IFLA_VXLAN_GROUP{six}"):
+        data[f"remote{six}"] = remote
     data |= {
-        "local": str(ipaddress.IPv4Address(bytes(link.local))),
+        f"local{six}": str(local),
         "dev": names.get(link.underlay, f"if{link.underlay}"),
         "port": int.from_bytes(bytes(link.port), "big"),
         "learning": bool(data_in.get_attr("IFLA_VXLAN_LEARNING")),
@@ -720,39 +770,41 @@ def _info(device: Any, link: m.Link, names: Mapping[int, str]) -> dict[str, Any]
 @api
 def links(name: str | None = None, *, netns: Netns | None = None) -> list[Link]:
     """The namespace's xmasq links with their counters, by device index. Raises InputError."""
-    with IPRoute() as ipr, find_links(ipr, name) as (dp, found):
-        if dp is None:
+    with IPRoute() as ipr, find_links(ipr, name) as found:
+        if not found:
             return []
         devices = {msg["index"]: msg for msg in ipr.get_links()}
         names = {index: msg.get_attr("IFLA_IFNAME") for index, msg in devices.items()}
         result = []
-        for idx, link in sorted(found.items(), key=lambda item: item[1].ifindex):
-            device = devices.get(link.ifindex)
-            if device is None:
-                continue
-            info = _info(device, link, names)
-            data = info["linkinfo"]["info_data"]
-            stats = _stats(dp, idx)
-            result.append(
-                Link(
-                    info["ifname"],
-                    link.ifindex,
-                    link.vni,
-                    data["local"],
-                    data["dev"],
-                    data.get("remote"),
-                    data["port"],
-                    info["mtu"],
-                    info["address"],
-                    data["learning"],
-                    link.lease_ms,
-                    data["fastpath"],
-                    data["secret"],
-                    bool(device["flags"] & 1),
-                    info,
-                    stats,
-                    data["attached"],
-                    statistics(device, stats),
+        for dp, links in found:
+            for idx, link in links.items():
+                device = devices.get(link.ifindex)
+                if device is None:
+                    continue
+                info = _info(device, link, names)
+                data = info["linkinfo"]["info_data"]
+                stats = _stats(dp, idx)
+                six = "6" if dp.family == 6 else ""
+                result.append(
+                    Link(
+                        info["ifname"],
+                        link.ifindex,
+                        link.vni,
+                        data[f"local{six}"],
+                        data["dev"],
+                        data.get(f"remote{six}"),
+                        data["port"],
+                        info["mtu"],
+                        info["address"],
+                        data["learning"],
+                        link.lease_ms,
+                        data["fastpath"],
+                        data["secret"],
+                        bool(device["flags"] & 1),
+                        info,
+                        stats,
+                        data["attached"],
+                        statistics(device, stats),
+                    )
                 )
-            )
-        return result
+        return sorted(result, key=lambda link: link.index)

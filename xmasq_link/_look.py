@@ -5,32 +5,19 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
-from collections.abc import Iterator
 from typing import Any
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from kmod_ebpf import maps as m
-
-from ._datapath import ARRIVE, ENCODE, IN, OUT, Datapath
+from ._datapath import ARRIVE, ENCODE, IN, OUT
 from ._hooks import EGRESS, INGRESS, filters
-from ._link import find_links
 
 #: Programs of a capture (_capture.py) are guests, in front by intention.
 GUEST = "xmshow"
 HOOK_HINT = (
     "others have changed the tc or tcx programs there; a missing one comes back with xmasq link add or delete"
 )
-
-
-@contextlib.contextmanager
-def one_link(ipr: IPRoute, name: str) -> Iterator[tuple[Datapath, int, m.Link]]:
-    """The datapath of a link, its index there, and its entry. Raises InputError."""
-    with find_links(ipr, name) as (dp, found):
-        assert dp is not None  # find_links raises for a link that is not there
-        ((idx, link),) = found.items()
-        yield dp, idx, link
 
 
 def address(raw: Any) -> str:
@@ -51,7 +38,7 @@ def on_hook(ipr: IPRoute, ifindex: int, parent: int) -> list[str]:
     return [f.name.replace("xmasq6_", "xmasq_") for f in every if f.parent == parent]
 
 
-def hook_faults(ipr: IPRoute, link: m.Link) -> list[str]:
+def hook_faults(ipr: IPRoute, link: Any) -> list[str]:
     """What is wrong with our programs on the hooks of a link and its underlay."""
     faults = []
     for ifindex, parent, program in (

@@ -87,6 +87,17 @@ def wire_key(ident: int, dscp: int, base: int = MARK, seg_bits: int = SEG_BITS) 
     return (dscp - base) >> 3 << (16 - seg_bits) | ident >> seg_bits
 
 
+def first_word(key: int, base: int = MARK, ecn: int = 0) -> int:
+    """The first 32 bits of an IPv6 header with this key: version, traffic class, flow label."""
+    return 6 << 28 | (base << 2 | ecn) << 20 | key
+
+
+def key6(index: int) -> int:
+    """The key with this index over IPv6: 16 bits of index, and 4 that check it. index: 1 to 65,535."""
+    check = index ^ index >> 8
+    return index << 4 | (check ^ check >> 4) & 15
+
+
 def dscp_is(dscp: int, base: int = MARK, xbits: int = 0) -> bool:
     """Whether this DSCP is base (MARK or BOUNCE), with any upper key bits."""
     high, low = divmod(dscp - base, 8)

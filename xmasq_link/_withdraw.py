@@ -24,7 +24,10 @@ _NO_NEXT_HEADER = 59
 _DF = 0x4000
 
 
-def _packet(conf: m.Conf, slot: m.Slot) -> bytes:
+def _packet(conf: m.Conf, slot: Any) -> bytes:
+    if len(bytes(slot.local)) == 16:
+        first = _wire.first_word(slot.key, conf.bounce)
+        return struct.pack(">IHBB16s16s", first, 0, _NO_NEXT_HEADER, 64, bytes(slot.local), bytes(slot.peer))
     dscp = _wire.wire_dscp(slot.key, conf.bounce, conf.seg_bits)
     ident = _wire.wire_id(slot.key, conf.seg_bits)
     return struct.pack(
@@ -44,11 +47,16 @@ def _packet(conf: m.Conf, slot: m.Slot) -> bytes:
 
 def withdraw(conf: m.Conf, slots: Iterable[Any]) -> None:
     """Tells the holders of these keys to stop. A courtesy: what cannot be sent is passed over."""
-    with (
-        contextlib.suppress(OSError),
-        socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as s,
-    ):
-        s.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, struct.pack("=I", conf.magic | _KIND_CONTROL))
-        for slot in slots:
-            with contextlib.suppress(OSError):
-                s.sendto(_packet(conf, slot), (socket.inet_ntoa(bytes(slot.peer)), 0))
+    of_family: dict[socket.AddressFamily, list[Any]] = {}
+    for slot in slots:
+        family = socket.AF_INET6 if len(bytes(slot.local)) == 16 else socket.AF_INET
+        of_family.setdefault(family, []).append(slot)
+    for family, its_slots in of_family.items():
+        with (
+            contextlib.suppress(OSError),
+            socket.socket(family, socket.SOCK_RAW, socket.IPPROTO_RAW) as s,
+        ):
+            s.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, struct.pack("=I", conf.magic | _KIND_CONTROL))
+            for slot in its_slots:
+                with contextlib.suppress(OSError):
+                    s.sendto(_packet(conf, slot), (socket.inet_ntop(family, bytes(slot.peer)), 0))

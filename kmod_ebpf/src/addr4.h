@@ -18,6 +18,7 @@ typedef __be32 addr_t;
 #define IP_OFFSET 0x1fff
 #define PROTO_ICMP IPPROTO_ICMP
 #define XM_AF 2 /* AF_INET */
+#define F_STORE 0 /* for what a checksum in the packet makes up for */
 
 #define VXLAN_OVERHEAD 50 /* IPv4, UDP, VXLAN, inner Ethernet */
 #define PAIR_BLOCKS 128 /* 13 bits of key at most */
@@ -65,7 +66,7 @@ static __always_inline int addr_is_set(addr_t a)
 	return !!a;
 }
 
-/* The sum of both addresses and the complements of two others (RFC 1624), not folded. */
+/* The sum of both addresses, and of the complements of two others (RFC 1624), not folded. */
 static __always_inline __u64 addr_sum(addr_t a, addr_t b)
 {
 	return (__u64)a + b;

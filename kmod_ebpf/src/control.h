@@ -25,12 +25,16 @@
 static __always_inline __u64 ctl_auth(const struct link *link, const struct ctl_frame *fr)
 {
 	const __u32 len = __builtin_offsetof(struct ctl, auth);
-	__u64 w[CTL_AUTH_WORDS];
+	struct scratch *scratch = scratch_get();
+	char *w;
 
+	if (!scratch)
+		return 0;
+	w = (char *)scratch->text;
 	__builtin_memcpy(w, &fr->ctl, len);
-	__builtin_memcpy((char *)w + len, &fr->ip.dst, sizeof(addr_t));
-	__builtin_memcpy((char *)w + len + sizeof(addr_t), &fr->ip.src, sizeof(addr_t));
-	return siphash_words(w, CTL_AUTH_WORDS, link->secret[0], link->secret[1]);
+	__builtin_memcpy(w + len, &fr->ip.dst, sizeof(addr_t));
+	__builtin_memcpy(w + len + sizeof(addr_t), &fr->ip.src, sizeof(addr_t));
+	return siphash_words(scratch->text, CTL_AUTH_WORDS, link->secret[0], link->secret[1]);
 }
 
 /* Fills in the headers of a control packet of len bytes, IP header included. */
@@ -83,31 +87,38 @@ static __always_inline __u32 on_offer(struct conf *conf, __u32 idx, struct link 
 	struct txkey_key k = { .local = fr->ip.dst, .peer = fr->ip.src, .key = key };
 	struct mac_key mk = { .link = idx };
 	struct mac_seen *seen;
-	struct solicit *live_s, s;
-	struct txkey *live_t, t;
+	struct solicit *live_s, *s;
+	struct txkey *live_t, *t;
 	__u64 until;
-	struct pending *live_p, p;
+	struct pending *live_p, *p;
+	struct scratch *scratch = scratch_get();
 	struct pair *pair;
 	struct entry *e;
-	struct flow f;
+	struct flow *f;
 	__u32 oif;
 
-	ctl_flow(fr, link->ifindex, &f);
-	f.peer = fr->ip.src;
-	live_s = solicit_get(&f);
+	if (!scratch)
+		return 0;
+	t = &scratch->txkey;
+	p = &scratch->pending;
+	s = &scratch->solicit;
+	f = &scratch->flow;
+	ctl_flow(fr, link->ifindex, f);
+	f->peer = fr->ip.src;
+	live_s = solicit_get(f);
 	if (!live_s) {
 		count(idx, C_CTL_UNSOLICITED);
 		return 0;
 	}
-	copy_words(&s, live_s, sizeof(s) / 8);
-	if (s.seal != seal_solicit(&f, &s) || !addr_equal(s.local, fr->ip.dst) ||
-	    now - s.at > SOLICIT_AGE) {
+	copy_words(s, live_s, sizeof(*s) / 8);
+	if (s->seal != seal_solicit(f, s) || !addr_equal(s->local, fr->ip.dst) ||
+	    now - s->at > SOLICIT_AGE) {
 		count(idx, C_CTL_UNSOLICITED);
 		return 0;
 	}
-	oif = s.oif;
+	oif = s->oif;
 	/* Not from a host other than the one that the destination was just heard at. */
-	__builtin_memcpy(mk.mac, f.dmac, ETH_ALEN);
+	__builtin_memcpy(mk.mac, f->dmac, ETH_ALEN);
 	seen = mac_get(&mk);
 	if (seen && addr_is_set(seen->peer) && !addr_equal(seen->peer, fr->ip.src) &&
 	    now - seen->at < MAC_SEEN_FRESH) {
@@ -129,58 +140,59 @@ static __always_inline __u32 on_offer(struct conf *conf, __u32 idx, struct link 
 	pair->heard = now;
 	if (now < pair->off_until)
 		return 0;
-	f.peer = ADDR_ANY;
-	e = flow_get(&f);
+	f->peer = ADDR_ANY;
+	e = flow_get(f);
 	if (e && now < e->off_until)
 		return 0;
 
 	/* One key, one flow: whatever a receiver may have forgotten, its sender has not. */
 	live_t = txkey_get(&k);
 	if (live_t) {
-		copy_words(&t, live_t, sizeof(t) / 8);
-		if (t.seal != seal_txkey(&k, &t) || (now < t.until && !flow_equal(&t.flow, &f))) {
+		copy_words(t, live_t, sizeof(*t) / 8);
+		if (t->seal != seal_txkey(&k, t) || (now < t->until && !flow_equal(&t->flow, f))) {
 			count(idx, C_CTL_CONFLICT);
 			return 0;
 		}
 	}
 	until = now + (__u64)(lease + link->guard_ms) * NSEC_PER_MSEC;
 	/* Never sooner than an earlier lease of the same flow said. */
-	if (!live_t || !flow_equal(&t.flow, &f) || t.until < until)
-		t.until = until;
-	t.flow = f;
-	t.seal = seal_txkey(&k, &t);
-	if (txkey_set(&k, &t))
+	if (!live_t || !flow_equal(&t->flow, f) || t->until < until)
+		t->until = until;
+	t->flow = *f;
+	t->seal = seal_txkey(&k, t);
+	if (txkey_set(&k, t))
 		return 0;
 
 	nonce_b = fr->ctl.nonce_b;
-	live_p = pending_get(&f);
+	live_p = pending_get(f);
 	if (live_p) {
-		copy_words(&p, live_p, sizeof(p) / 8);
-		if (p.seal != seal_pending(&f, &p) || !addr_equal(p.peer, fr->ip.src) ||
-		    p.key != key || p.nonce_b != nonce_b || now - p.at > SOLICIT_AGE)
+		copy_words(p, live_p, sizeof(*p) / 8);
+		if (p->seal != seal_pending(f, p) || !addr_equal(p->peer, fr->ip.src) ||
+		    p->key != key || p->nonce_b != nonce_b || now - p->at > SOLICIT_AGE)
 			live_p = 0;
 	}
 	if (!live_p) {
-		p.peer = fr->ip.src;
-		p.key = key;
-		p.nonce_a = nonce(conf, now);
-		p.nonce_b = nonce_b;
-		p.oif = oif;
-		p.lease_ms = lease;
-		p.tx_gen = s.tx_gen;
-		p.sent = 0;
+		p->peer = fr->ip.src;
+		p->key = key;
+		p->nonce_a = nonce(conf, now);
+		p->nonce_b = nonce_b;
+		p->oif = oif;
+		p->lease_ms = lease;
+		p->tx_gen = s->tx_gen;
+		p->sent = 0;
 		/* Not what may still be under way, beside the fallback packet that asked. */
 		if (e && e->key == key && addr_equal(e->peer, fr->ip.src) && now < e->lease_end) {
-			p.sent = e->sent >= USED_ENOUGH && s.at > e->sent_at + 500 * NSEC_PER_MSEC;
+			p->sent =
+				e->sent >= USED_ENOUGH && s->at > e->sent_at + 500 * NSEC_PER_MSEC;
 			e->sent = 0; /* as the receiver's count will be, with this ACCEPT */
 		}
-		p.at = now;
-		p.seal = seal_pending(&f, &p);
-		if (pending_set(&f, &p))
+		p->at = now;
+		p->seal = seal_pending(f, p);
+		if (pending_set(f, p))
 			return 0;
 	}
-	pair_busy(pair, t.until);
-	fr->ctl.nonce_a = p.nonce_a;
+	pair_busy(pair, t->until);
+	fr->ctl.nonce_a = p->nonce_a;
 	fr->ctl.flags = conf->xbits & XM_CTL_XBITS;
 	fr->ctl.type = XM_ACCEPT;
 	count(idx, C_ACCEPT_TX);
@@ -191,29 +203,33 @@ static __always_inline __u32 on_offer(struct conf *conf, __u32 idx, struct link 
 static __always_inline __u32 on_accept(struct __sk_buff *skb, struct conf *conf, __u32 idx,
 				       struct link *link, struct ctl_frame *fr, __u64 now)
 {
+	struct scratch *scratch = scratch_get();
 	struct grant *live, g = { .key = be32(fr->ctl.key), .backoff_ms = 1 };
 	__u32 pair_idx, used = 0;
 	struct pair *pair;
-	struct flow f;
+	struct flow *f;
 
-	ctl_flow(fr, link->ifindex, &f);
-	f.peer = fr->ip.src;
+	if (!scratch)
+		return 0;
+	f = &scratch->flow;
+	ctl_flow(fr, link->ifindex, f);
+	f->peer = fr->ip.src;
 	pair_idx = pair_find(fr->ip.dst, fr->ip.src);
 	pair = pair_at(pair_idx);
 	if (!pair_idx || !pair ||
-	    !key_confirm(pair_idx, pair, &f, link, g.key, fr->ctl.nonce_b, now, &used)) {
+	    !key_confirm(pair_idx, pair, f, link, g.key, fr->ctl.nonce_b, now, &used)) {
 		count(idx, C_CTL_NONCE);
 		return 0;
 	}
 	pair->heard = now;
 	/* Confirmed again, though nothing came: the CONFIRMs get lost. Not for every packet, then.
 	 */
-	live = grant_get(&f);
+	live = grant_get(f);
 	if (live && !used && live->backoff_ms > 1)
 		g.backoff_ms =
 			live->backoff_ms < CONFIRM_LOST_MS ? live->backoff_ms : CONFIRM_LOST_MS;
 	g.next_offer = now + g.backoff_ms * NSEC_PER_MSEC;
-	grant_set(&f, &g);
+	grant_set(f, &g);
 	fr->ctl.lease_ms = be32(link->lease_ms);
 	fr->ctl.flags = (conf->xbits & XM_CTL_XBITS) | (used ? XM_CTL_USED : 0);
 	fr->ctl.type = XM_CONFIRM;
@@ -277,25 +293,31 @@ static __always_inline __u32 on_confirm(struct __sk_buff *skb, struct conf *conf
 					struct link *link, struct ctl_frame *fr, __u64 now)
 {
 	__u32 lease = be32(fr->ctl.lease_ms), key = be32(fr->ctl.key), pair_idx;
-	struct pending *live, p;
-	struct entry e = {}, *old;
+	struct scratch *scratch = scratch_get();
+	struct pending *live, *p;
+	struct entry *e, *old;
 	struct pair *pair;
-	struct flow f;
+	struct flow *f;
 	__u64 renew;
 	int first;
 
-	ctl_flow(fr, link->ifindex, &f);
-	live = pending_get(&f);
+	if (!scratch)
+		return 0;
+	p = &scratch->pending;
+	e = &scratch->entry;
+	f = &scratch->flow;
+	ctl_flow(fr, link->ifindex, f);
+	live = pending_get(f);
 	if (!live) {
 		count(idx, C_CTL_NONCE);
 		return 0;
 	}
-	copy_words(&p, live, sizeof(p) / 8);
-	if (lease > p.lease_ms)
-		lease = p.lease_ms;
-	if (p.seal != seal_pending(&f, &p) || !addr_equal(p.peer, fr->ip.src) || p.key != key ||
-	    p.nonce_a != fr->ctl.nonce_a || p.nonce_b != fr->ctl.nonce_b ||
-	    now - p.at >= (__u64)lease * NSEC_PER_MSEC || pending_del(&f)) {
+	copy_words(p, live, sizeof(*p) / 8);
+	if (lease > p->lease_ms)
+		lease = p->lease_ms;
+	if (p->seal != seal_pending(f, p) || !addr_equal(p->peer, fr->ip.src) || p->key != key ||
+	    p->nonce_a != fr->ctl.nonce_a || p->nonce_b != fr->ctl.nonce_b ||
+	    now - p->at >= (__u64)lease * NSEC_PER_MSEC || pending_del(f)) {
 		count(idx, C_CTL_NONCE);
 		return 0;
 	}
@@ -304,14 +326,14 @@ static __always_inline __u32 on_confirm(struct __sk_buff *skb, struct conf *conf
 	if (!pair_idx || !pair || now < pair->off_until)
 		return 0;
 	pair->heard = now;
-	if (p.sent && !(fr->ctl.flags & XM_CTL_USED)) {
+	if (p->sent && !(fr->ctl.flags & XM_CTL_USED)) {
 		unused_key(pair, now);
 		count(idx, C_PATH_OFF);
 		return 0;
 	}
 	if (fr->ctl.flags & XM_CTL_USED)
 		pair->off_for = 0; /* the path is good: a later verdict starts small again */
-	old = flow_get(&f);
+	old = flow_get(f);
 	if (old && now < old->off_until)
 		return 0;
 	first = !old || old->key != key || !addr_equal(old->peer, fr->ip.src) ||
@@ -321,26 +343,27 @@ static __always_inline __u32 on_confirm(struct __sk_buff *skb, struct conf *conf
 	if (first && renew > RENEW_FIRST)
 		renew = RENEW_FIRST;
 
-	e.lease_end = p.at + (__u64)lease * NSEC_PER_MSEC;
-	e.renew_at = p.at + renew;
-	e.local = fr->ip.dst;
-	e.peer = fr->ip.src;
-	e.oif = p.oif;
-	e.pair_gen = pair->gen;
-	e.pair = pair_idx;
-	e.link = idx;
-	e.wire_id = key_wire_id(conf, key);
-	e.wire_tos = key_wire_dscp(conf, conf->mark, key) << 2;
-	e.l4_diff = csum_diff(f.sip, f.dip, e.local, e.peer);
-	e.port = link->port;
-	e.key = key;
-	entry_route(skb, &e);
-	e.seal = seal_entry(&f, &e);
-	e.vouched = now;
-	e.gen = p.tx_gen;
-	e.proven = !!(fr->ctl.flags & XM_CTL_USED) || (!first && old->proven);
-	e.off_ms = e.proven || !old ? 0 : old->off_ms;
-	flow_set(&f, &e);
+	__builtin_memset(e, 0, sizeof(*e));
+	e->lease_end = p->at + (__u64)lease * NSEC_PER_MSEC;
+	e->renew_at = p->at + renew;
+	e->local = fr->ip.dst;
+	e->peer = fr->ip.src;
+	e->oif = p->oif;
+	e->pair_gen = pair->gen;
+	e->pair = pair_idx;
+	e->link = idx;
+	e->wire_id = key_wire_id(conf, key);
+	e->wire_tos = key_wire_dscp(conf, conf->mark, key) << 2;
+	e->l4_diff = csum_diff(f->sip, f->dip, e->local, e->peer);
+	e->port = link->port;
+	e->key = key;
+	entry_route(skb, e);
+	e->seal = seal_entry(f, e);
+	e->vouched = now;
+	e->gen = p->tx_gen;
+	e->proven = !!(fr->ctl.flags & XM_CTL_USED) || (!first && old->proven);
+	e->off_ms = e->proven || !old ? 0 : old->off_ms;
+	flow_set(f, e);
 	return 0;
 }
 

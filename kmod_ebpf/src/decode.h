@@ -158,12 +158,14 @@ static __always_inline int bounced(struct __sk_buff *skb, struct conf *conf,
 		.key = wire_key(conf, conf->bounce, wire),
 	};
 	__u64 now = xm_boot_ns();
-	struct txkey *live, t;
+	struct scratch *scratch = scratch_get();
+	struct txkey *live, *t;
 	struct entry *e;
 	__u32 *id;
 
-	if (!wire_len(skb, wire))
+	if (!scratch || !wire_len(skb, wire))
 		return ACT_UNSPEC;
+	t = &scratch->txkey;
 	count(0, C_BOUNCE_RX);
 	live = txkey_get(&k);
 	/* Empty: a key is taken back (xmasq_link/_withdraw.py), maybe one forgotten here. */
@@ -173,27 +175,27 @@ static __always_inline int bounced(struct __sk_buff *skb, struct conf *conf,
 		stray(wire->dst, wire->src, now);
 		return pair_find(wire->dst, wire->src) ? ACT_SHOT : ACT_UNSPEC;
 	}
-	copy_words(&t, live, sizeof(t) / 8);
-	if (t.seal != seal_txkey(&k, &t) || now >= t.until) {
+	copy_words(t, live, sizeof(*t) / 8);
+	if (t->seal != seal_txkey(&k, t) || now >= t->until) {
 		if (ip_len(wire) != IP_HDR_LEN)
 			stray(wire->dst, wire->src, now);
 		return ACT_SHOT;
 	}
-	e = flow_get(&t.flow);
+	e = flow_get(&t->flow);
 	if (e && e->key == k.key && addr_equal(e->peer, wire->src))
 		e->lease_end = 0; /* breaks the seal, too: dead for every reader */
 	if (ip_len(wire) == IP_HDR_LEN)
 		return ACT_SHOT;
-	id = link_id(t.flow.ifindex);
-	if (restore(skb, wire, t.flow.sip, t.flow.dip, t.flow.smac, t.flow.dmac, t.flow.dscp,
-		    t.flow.variant, csum_diff(wire->src, wire->dst, t.flow.sip, t.flow.dip))) {
+	id = link_id(t->flow.ifindex);
+	if (restore(skb, wire, t->flow.sip, t->flow.dip, t->flow.smac, t->flow.dmac, t->flow.dscp,
+		    t->flow.variant, csum_diff(wire->src, wire->dst, t->flow.sip, t->flow.dip))) {
 		count(id ? *id : 0, C_ERROR);
 		return ACT_SHOT;
 	}
 	count(id ? *id : 0, C_RESTORED);
 	skb->cb[CB_RESTORED] = conf->magic; /* a capture has seen it already (capture.c) */
 	/* Out of the link once more: this time there is no grant. */
-	return xm_redirect(t.flow.ifindex, 0);
+	return xm_redirect(t->flow.ifindex, 0);
 }
 
 #endif

@@ -31,15 +31,24 @@
 #define ETHERTYPE_IPV6 0x86dd
 #define ETHERTYPE_LOCAL 0x88b5 /* IEEE 802, local experimental */
 
+#define IPPROTO_HOPOPTS 0
 #define IPPROTO_ICMP 1
 #define IPPROTO_IPIP 4
 #define IPPROTO_TCP 6
 #define IPPROTO_UDP 17
 #define IPPROTO_DCCP 33
 #define IPPROTO_IPV6 41
+#define IPPROTO_ROUTING 43
+#define IPPROTO_FRAGMENT 44
 #define IPPROTO_GRE 47
+#define IPPROTO_AH 51
 #define IPPROTO_ICMPV6 58
+#define IPPROTO_NONE 59
+#define IPPROTO_DSTOPTS 60
+#define IPPROTO_MH 135
 #define IPPROTO_UDPLITE 136
+#define IPPROTO_HIP 139
+#define IPPROTO_SHIM6 140
 
 #define UDP_HDR_LEN 8
 #define VXLAN_HDR_LEN 8
@@ -65,6 +74,7 @@ static int (*xm_skb_load_bytes)(const void *skb, __u32 off, void *to, __u32 len)
 static int (*xm_skb_change_tail)(void *skb, __u32 len, __u64 flags) = (void *)38;
 static int (*xm_skb_pull_data)(void *skb, __u32 len) = (void *)39;
 static int (*xm_skb_change_head)(void *skb, __u32 len, __u64 flags) = (void *)43;
+static int (*xm_skb_adjust_room)(void *skb, __s32 diff, __u32 mode, __u64 flags) = (void *)50;
 static int (*xm_fib_lookup)(void *ctx, void *params, int plen, __u32 flags) = (void *)69;
 static void (*xm_spin_lock)(void *lock) = (void *)93;
 static void (*xm_spin_unlock)(void *lock) = (void *)94;
@@ -79,6 +89,8 @@ static __u32 (*xm_random)(void) = (void *)7;
 #define F_RECOMPUTE_CSUM (1ULL << 0)
 #define F_MARK_MANGLED_0 (1ULL << 5)
 #define F_PSEUDO_HDR (1ULL << 4)
+#define F_ADJ_ROOM_FIXED_GSO (1ULL << 0)
+#define F_ADJ_ROOM_NO_CSUM_RESET (1ULL << 5)
 #define FIB_LOOKUP_OUTPUT (1U << 1)
 
 struct eth_hdr {

@@ -15,7 +15,7 @@
 #ifndef XMASQ_HOP_H
 #define XMASQ_HOP_H
 
-#include "ip4.h"
+#include "parse.h"
 #include "state.h"
 
 #define HOP_ASK 1 /* one packet has left in this tick */

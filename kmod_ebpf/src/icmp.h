@@ -62,7 +62,7 @@ static __always_inline int icmp_quoted_csum(struct __sk_buff *skb, const struct 
 	if (quoted->proto == IPPROTO_UDP)
 		has = had ? has ? has : 0xffff : 0;
 	*sum += (__u64)(__u16)~had + has;
-	return xm_skb_store_bytes(skb, QUOTED_L4 + off, &has, sizeof(has), 0);
+	return xm_skb_store_bytes(skb, QUOTED_L4 + off, &has, sizeof(has), F_STORE);
 }
 
 /*
@@ -91,7 +91,8 @@ static __always_inline int icmp_deliver(struct __sk_buff *skb, struct conf *conf
 	sum += icmp_pseudo_diff(wire, &ip);
 	err->icmp.check = csum_fold(sum);
 	if (store_eth(skb, f->smac, f->dmac) || ip_store(skb, &ip) ||
-	    xm_skb_store_bytes(skb, ICMP_OFF, err, __builtin_offsetof(struct icmp_err, l4), 0))
+	    xm_skb_store_bytes(skb, ICMP_OFF, err, __builtin_offsetof(struct icmp_err, l4),
+			       F_STORE))
 		goto error;
 	count(idx, C_ICMP_RX);
 	mark_set(skb, conf, KIND_DECODED);
@@ -107,7 +108,7 @@ static __always_inline int icmp_ingress(struct __sk_buff *skb, struct conf *conf
 {
 	struct scratch *scratch = scratch_get();
 	struct txkey_key k = {};
-	struct txkey *live, t;
+	struct txkey *live, *t;
 	struct icmp_err *err;
 	struct link *link;
 	struct entry *e;
@@ -117,6 +118,7 @@ static __always_inline int icmp_ingress(struct __sk_buff *skb, struct conf *conf
 	if (!scratch)
 		return ACT_UNSPEC;
 	err = (void *)scratch->headers;
+	t = &scratch->txkey;
 	if (ip_len(wire) < IP_HDR_LEN + sizeof(*err) ||
 	    xm_skb_load_bytes(skb, ICMP_OFF, err, sizeof(*err)) || !icmp_is_error(&err->icmp))
 		return ACT_UNSPEC;
@@ -135,10 +137,10 @@ static __always_inline int icmp_ingress(struct __sk_buff *skb, struct conf *conf
 		count(0, C_ICMP_STRAY);
 		return ACT_SHOT;
 	}
-	copy_words(&t, live, sizeof(t) / 8);
-	id = link_id(t.flow.ifindex);
+	copy_words(t, live, sizeof(*t) / 8);
+	id = link_id(t->flow.ifindex);
 	link = id ? link_at(*id) : 0;
-	if (t.seal != seal_txkey(&k, &t) || now >= t.until || !link || !(link->flags & LINK_UP)) {
+	if (t->seal != seal_txkey(&k, t) || now >= t->until || !link || !(link->flags & LINK_UP)) {
 		count(0, C_ICMP_STRAY);
 		return ACT_SHOT;
 	}
@@ -147,7 +149,7 @@ static __always_inline int icmp_ingress(struct __sk_buff *skb, struct conf *conf
 		suspect(k.local, k.peer, now, 1);
 		return ACT_SHOT;
 	}
-	e = flow_get(&t.flow);
+	e = flow_get(&t->flow);
 	if (e && (e->key != k.key || !addr_equal(e->peer, k.peer)))
 		e = 0;
 	/* Nothing has been decoded yet: the path may take VXLAN, and not what is encoded. */
@@ -157,9 +159,9 @@ static __always_inline int icmp_ingress(struct __sk_buff *skb, struct conf *conf
 		return ACT_SHOT;
 	}
 	/* Its sender had allowed to fragment it: so the fallback will. */
-	if (e && t.flow.variant & XM_VAR_NODF && icmp_too_big(&err->icmp))
+	if (e && t->flow.variant & XM_VAR_NODF && icmp_too_big(&err->icmp))
 		flow_off(e, now);
-	return icmp_deliver(skb, conf, wire, err, &t.flow, *id);
+	return icmp_deliver(skb, conf, wire, err, &t->flow, *id);
 }
 
 /*

@@ -273,8 +273,14 @@ struct scratch {
 	__u16 tc_index; /* what it was before */
 	__u64 now; /* boot time, ns, at that tick */
 	__u64 tick;
-	__u64 headers[HEADER_WORDS]; /* of the packet at the underlay's ingress: the stack has no
-					room */
+	/* At the underlay's ingress, where the stack has no room: */
+	__u64 headers[HEADER_WORDS]; /* of the packet */
+	__u64 text[CTL_AUTH_WORDS]; /* what an authenticator covers */
+	struct flow flow; /* that it is about */
+	struct solicit solicit;
+	struct txkey txkey;
+	struct pending pending;
+	struct entry entry;
 };
 
 /* Counters of a link, per CPU. The order is the order in kmod_ebpf/maps.py. */

@@ -120,8 +120,12 @@ static __always_inline int announced(struct __sk_buff *skb, struct conf *conf,
 	struct offer o = {};
 	struct pair *pair;
 	struct link *link;
-	struct flow f;
+	struct scratch *scratch = scratch_get();
+	struct flow *f;
 
+	if (!scratch)
+		return ACT_UNSPEC;
+	f = &scratch->flow;
 	idx = link_by_vni(h->ip.dst, vni);
 	link = link_at(idx);
 	if (!idx || !link || !(link->flags & LINK_UP))
@@ -140,7 +144,7 @@ static __always_inline int announced(struct __sk_buff *skb, struct conf *conf,
 		return ACT_UNSPEC;
 	}
 	peer_mac(link, idx, h->eth.src, h->ip.src, now);
-	if (inner_flow(h, link->ifindex, &f))
+	if (inner_flow(h, link->ifindex, f))
 		return ACT_UNSPEC;
 	if (!owns(link, idx, h->eth.dst, now)) {
 		count(idx, C_NOT_OWNER);
@@ -150,8 +154,8 @@ static __always_inline int announced(struct __sk_buff *skb, struct conf *conf,
 		count(idx, C_HELD);
 		return ACT_UNSPEC;
 	}
-	f.peer = h->ip.src;
-	live = grant_get(&f);
+	f->peer = h->ip.src;
+	live = grant_get(f);
 	g.key = 0;
 	g.backoff_ms = 1;
 	if (live) {
@@ -170,8 +174,8 @@ static __always_inline int announced(struct __sk_buff *skb, struct conf *conf,
 	pair->heard = now;
 	fresh = nonce(conf, now);
 	if ((g.backoff_ms >= ANOTHER_KEY_MS ||
-	     !key_again(pair_idx, pair, &f, link, g.key, fresh, now, &o)) &&
-	    !key_new(conf, pair_idx, pair, &f, link, idx, fresh, now, &o)) {
+	     !key_again(pair_idx, pair, f, link, g.key, fresh, now, &o)) &&
+	    !key_new(conf, pair_idx, pair, f, link, idx, fresh, now, &o)) {
 		count(idx, C_EXHAUSTED);
 		return ACT_UNSPEC;
 	}
@@ -180,7 +184,7 @@ static __always_inline int announced(struct __sk_buff *skb, struct conf *conf,
 	g.backoff_ms *= 2;
 	if (g.backoff_ms > BACKOFF_MAX_MS)
 		g.backoff_ms = BACKOFF_MAX_MS;
-	grant_set(&f, &g);
+	grant_set(f, &g);
 
 	mark_set(skb, conf, KIND_OFFER);
 	barrier();

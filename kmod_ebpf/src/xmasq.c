@@ -11,6 +11,14 @@
  */
 #include "maps.h"
 
+#if XM_FAMILY == 6
+#define xmasq_encode xmasq6_encode
+#define xmasq_ingress xmasq6_ingress
+#define xmasq_egress xmasq6_egress
+#define xmasq_arrive xmasq6_arrive
+#define xmasq_flush xmasq6_flush
+#endif
+
 BPF_TABLE("array", u32, struct conf, conf, 1);
 BPF_TABLE("array", u32, struct pool, pool, 1);
 BPF_TABLE("array", u32, struct link, links, MAX_LINKS);
@@ -274,13 +282,13 @@ int xmasq_arrive(struct __sk_buff *skb)
 		mark_clear(skb);
 	}
 	seen = mac_get(&k);
-	if (!seen || (seen->peer && !seen->moved))
+	if (!seen || (addr_is_set(seen->peer) && !seen->moved))
 		return ACT_UNSPEC;
 	/*
 	 * It has moved, and the driver has learned so: all flows of the link let their next packet
 	 * take the fallback, to see where it goes now.
 	 */
-	if (seen->peer)
+	if (addr_is_set(seen->peer))
 		seen->moved = 0;
 	else
 		mac_del(&k);

@@ -214,7 +214,7 @@ BAD = {
     "a bridge": ("attach taken", "name"),
     "a link": ("attach xm0", "name"),
     "gbp": ("attach gbp0", "name"),
-    "IPv6 underlay": ("attach six0", "name"),
+    "IPv6 underlay": ("attach six0", "local"),
     "no local": ("attach bare0", "local"),
     "local no address": ("attach bare0 local here", "local"),
     "local IPv6": ("attach bare0 local 2001:db8::1", "local"),

@@ -38,26 +38,37 @@ C_NAMES = {
 }
 
 
+#: Those with addresses in them are others for an IPv6 underlay.
+C_NAMES6 = {getattr(m, f"{python.__name__}6", python): c for python, c in C_NAMES.items()}
+NAMES = {4: C_NAMES, 6: C_NAMES6}
+
+
 def test_no_structure_is_left_out() -> None:
     declared = {t for t in vars(m).values() if isinstance(t, type) and issubclass(t, m.Struct)}
-    assert declared == {*C_NAMES, m.Struct, m.U64}  # which are no structures in C
-    assert {t for pair in m.LAYOUT.values() for t in pair if t} <= declared
+    # The last ones are no structures in C.
+    assert declared == {*C_NAMES, *C_NAMES6, m.Struct, m.U64, m.Address6}
+    for family, layout in m.LAYOUTS.items():
+        others = {m.U64, m.Address6}
+        assert {t for pair in layout.values() for t in pair if t} <= {*NAMES[family], *others}
+        assert {m.TYPES[family].Flow, m.TYPES[family].Txkey} <= {*NAMES[family]}
 
 
-def test_sizes_and_offsets() -> None:
+@pytest.mark.parametrize("family", [4, 6])
+def test_sizes_and_offsets(family: int) -> None:
     claims = {}
-    for python, c in C_NAMES.items():
+    for python, c in NAMES[family].items():
         claims[f"sizeof(struct {c})"] = ctypes.sizeof(python)
         for name, *_ in python._fields_:
             place = getattr(python, name)
             claims[f"__builtin_offsetof(struct {c}, {name})"] = place.offset
             claims[f"sizeof(((struct {c} *)0)->{name})"] = place.size
-    assert refuted(claims) == []
+    assert refuted(claims, family) == []
 
 
 def test_constants_and_order_of_the_counters() -> None:
     names = [name for name in vars(m) if name.startswith(("LINK_", "FRAME_"))] + ["BLOCK_KEYS", "PAIR_BLOCKS"]
     claims = {name: getattr(m, name) for name in names}
+    assert refuted({"PAIR_BLOCKS": m.PAIR_BLOCKS6}, 6) == []
     claims["XM_VAR_NODF"] = m.VAR_NODF
     claims |= {f"C_{name.upper()}": i for i, name in enumerate(m.COUNTERS)}
     claims["C_MAX"] = len(m.COUNTERS)

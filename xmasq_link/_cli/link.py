@@ -128,11 +128,11 @@ def _address_line(link: Link, options: Options) -> str:
 def _type_line(link: Link, options: Options) -> str:
     data = dict(link.info["linkinfo"]["info_data"])
     words = [f"xmasq id {data.pop('id', link.vni)}"]
-    if remote := data.pop("remote", link.remote):
+    if remote := data.pop("remote", None) or data.pop("remote6", None):
         word = "group" if ipaddress.ip_address(remote).is_multicast else "remote"
         words.append(f"{word} {_paint(remote, options)}")
-    local = _paint(data.pop("local", link.local), options)
-    words.append(f"local {local} dev {data.pop('dev', link.dev)}")
+    local = data.pop("local", None) or data.pop("local6", link.local)
+    words.append(f"local {_paint(local, options)} dev {data.pop('dev', link.dev)}")
     words.append(f"dstport {data.pop('port', link.port)}")
     if not data.pop("learning", link.learning):
         words.append("nolearning")
