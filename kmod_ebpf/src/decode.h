@@ -37,15 +37,22 @@ static __always_inline int restore(struct __sk_buff *skb, const struct ip_hdr *w
 				   __u8 variant, __u32 l4_diff)
 {
 	__u32 len = wire_len(skb, wire);
-	struct ip_hdr ip;
+	struct {
+		__be16 pad; /* so that the IP header lies on a word */
+		struct eth_hdr eth;
+		struct ip_hdr ip;
+	} head;
 
 	/* Ethernet pads short frames on the wire; the container's frame had none. */
 	if (skb->len > ETH_HLEN + len && xm_skb_change_tail(skb, ETH_HLEN + len, 0))
 		return -1;
 	if (l4_csum_shift(skb, wire, len - IP_HDR_LEN, l4_diff))
 		return -1;
-	ip_decode(&ip, wire, sip, dip, dscp, variant);
-	return store_eth(skb, dmac, smac) ? -1 : ip_store(skb, &ip);
+	__builtin_memcpy(head.eth.dst, dmac, ETH_ALEN);
+	__builtin_memcpy(head.eth.src, smac, ETH_ALEN);
+	head.eth.proto = be16(ETHERTYPE_IP);
+	ip_decode(&head.ip, wire, sip, dip, dscp, variant);
+	return xm_skb_store_bytes(skb, 0, &head.eth, ETH_HLEN + IP_HDR_LEN, 0);
 }
 
 /* Sends an encoded packet whose key nobody holds back to its sender, whole. */
