@@ -59,6 +59,7 @@ class Conf(Struct):
         ("pad", Pad3),
         ("rx_hold", u64),
         ("tx_hold", u64),
+        ("ports", u64),
     ]
 
 

@@ -246,9 +246,18 @@ class Datapath:
         undo.callback(self.drop_link, idx)
         self.clear_stats(idx)
         self.put_link(idx, link)
+        self._note_port(link)
         self.maps["vteps"].update(bytes(link.local), m.Vtep(port=link.port).raw())
         self.maps["vnis"].update(self._vni_key(link), u32(idx))
         self.maps["link_ids"].update(u32(link.ifindex), u32(idx))
+
+    def _note_port(self, link: m.Link) -> None:
+        """Lets the underlay's hook know at which ports it has to look closer."""
+        conf = self.conf()
+        bit = 1 << (int.from_bytes(bytes(link.port), "big") & 63)
+        if not conf.ports & bit:
+            conf.ports |= bit
+            self.maps["conf"].update(u32(0), conf.raw())
 
     def drop_link(self, idx: int) -> None:
         """Removes a link from the maps. Its keys stay reserved; packets that bear them bounce."""

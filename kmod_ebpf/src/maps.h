@@ -35,6 +35,7 @@ struct conf {
 	__u16 pad[3];
 	__u64 rx_hold; /* boot time, ns: no key is given before */
 	__u64 tx_hold; /* boot time, ns: no key is accepted before */
+	__u64 ports; /* a bit for each UDP port of a VTEP address, by its last six bits */
 };
 
 #define LINK_UP 0x01 /* fast path on */

@@ -452,7 +452,7 @@ static __always_inline int underlay_egress(struct __sk_buff *skb)
 		if ((void *)(udp + 1) <= end) {
 			__be16 port = udp->dst;
 
-			vtep = vtep_get(src);
+			vtep = conf->ports >> (be16(port) & 63) & 1 ? vtep_get(src) : 0;
 			if (vtep && vtep->port == port) {
 				int act = announce(skb, conf, src, dst, tos);
 

@@ -7,6 +7,7 @@ import contextlib
 import subprocess
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from tests.lab import Host, Lab, LabError, routed_overlay
 from tests.lab.namespace import Namespace
@@ -27,8 +28,8 @@ class Network:
     server: Namespace
     _running: dict[str, subprocess.Popen[str]] = field(default_factory=dict)
 
-    def serve(self, name: str, cmd: list[str], port: int | None = None) -> None:
-        """Sees to it that a server runs at the server's end, on its CPU. `port`: TCP, to wait for."""
+    def serve(self, name: str, cmd: list[str], port: int, *, udp: bool = False) -> None:
+        """Sees to it that a server runs at the server's end, on its CPU, and listens on `port`."""
         running = self._running.get(name)
         if running is not None:
             if running.poll() is not None:
@@ -37,14 +38,22 @@ class Network:
         self._running[name] = self.server.popen(
             cpu.pin(cpu.ends()[1], cmd), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        if port is None:
-            time.sleep(0.3)
+        if udp:
+            _wait_for_udp(self.server, port)
         else:
             self.server.wait_for_port(port)
 
     def load(self, cmd: list[str], *, timeout: float = 30.0) -> str:
         """Runs a client on its CPU, and returns what it printed."""
         return self.client.run(cpu.pin(cpu.ends()[0], cmd), timeout=timeout).stdout
+
+
+def _wait_for_udp(where: Namespace, port: int) -> None:
+    end = time.monotonic() + 5
+    while f":{port:04X} " not in where.inside(lambda: Path("/proc/thread-self/net/udp").read_text()):
+        if time.monotonic() > end:
+            raise LabError(f"nothing listens on UDP port {port} in {where.name}")
+        time.sleep(0.01)
 
 
 def candidates() -> tuple[str, ...]:

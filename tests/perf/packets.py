@@ -40,7 +40,7 @@ class Packets:
     def run(self, network: Network) -> Mapping[str, float]:
         """See Workload."""
         ends = ["-i", network.server.address, "-p", str(PORT)]
-        network.serve("sockperf-udp", ["sockperf", "server", *ends])
+        network.serve("sockperf-udp", ["sockperf", "server", *ends], PORT, udp=True)
         sent, came = udp_counters(network.client), udp_counters(network.server)
         meter = Meter()
         said = network.load(["sockperf", "throughput", "-m", str(PAYLOAD), "-t", "1", *ends])

@@ -101,7 +101,7 @@ class Cost:
 
 def _flood(network: Network) -> None:
     ends = ["-i", network.server.address, "-p", str(PORT)]
-    network.serve("sockperf-udp", ["sockperf", "server", *ends])
+    network.serve("sockperf-udp", ["sockperf", "server", *ends], PORT, udp=True)
     network.load(["sockperf", "throughput", "-m", str(PAYLOAD), "-t", "1", *ends])
 
 

@@ -419,6 +419,7 @@ class Node:
                 seg_bits=wire.SEG_BITS,
                 salt=0x1234,
                 tag=0x5678,
+                ports=(1 << 64) - 1,
             ),
         )
         self.put(
