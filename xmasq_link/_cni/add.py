@@ -32,7 +32,7 @@ def run(network: Network, attachment: Attachment) -> dict[str, Any]:
             delete.clean(ipr, network, attachment)
         veth.remove(ipr, attachment.veth(network))
         with state.locked(network):
-            attached = node.attach(ipr, network, subnets)
+            attached = node.attach(ipr, network, subnets, thorough=False)
             if network.datastore is None:
                 for at in attached:
                     routes.reconcile(ipr, network, at, network.peers)

@@ -6,13 +6,12 @@ from __future__ import annotations
 from pyroute2 import IPRoute
 
 from . import delete, ipam, record
-from .config import Network
+from .config import TYPE, Network
 from .errors import CniError, invalid
 from .record import Attachment
 
 #: The specification's name, and the one that libcni had first.
 _KEYS = ("cni.dev/valid-attachments", "cni.dev/attachments")
-_ALIAS = "xmasq-cni "
 
 
 def run(network: Network) -> None:
@@ -54,7 +53,7 @@ def _known(ipr: IPRoute, network: Network) -> list[Attachment]:
     found = {(one.container, one.ifname): one for one in record.every(network)}
     for msg in ipr.get_links(kind="veth"):
         words = (msg.get_attr("IFLA_IFALIAS") or "").split(" ")
-        if len(words) == 4 and words[0] == _ALIAS.strip() and words[1] == network.name:
+        if len(words) == 4 and words[:2] == [TYPE, network.name]:
             one = Attachment(words[2], words[3])
             if one.veth(network) == msg.get_attr("IFLA_IFNAME"):
                 found.setdefault((one.container, one.ifname), one)

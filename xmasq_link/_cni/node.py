@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 #: What VXLAN adds, by family of the underlay: IP, UDP, VXLAN and the inner Ethernet header.
 OVERHEAD = {config.IPV4: 50, config.IPV6: 70}
 _IFF_UP = 1
-_ALIAS = "xmasq-cni "
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +45,23 @@ def link_name(network: Network, family: int) -> str:
     return network.link if family == config.IPV4 else f"{network.link[:13]}-6"
 
 
-def attach(ipr: IPRoute, network: Network, subnets: tuple[Net, ...]) -> list[Attached]:
+def _alias(network: Network) -> str:
+    """What our links say of themselves (IFLA_IFALIAS): whose they are, and what was made of them."""
+    secret = " secret" if network.secret_file else ""
+    return f"xmasq-cni {network.name} {network.encapsulation}{secret}"
+
+
+def _is_ours(device: Any, network: Network) -> bool:
+    return str(device.get_attr("IFLA_IFALIAS") or "").startswith(f"xmasq-cni {network.name} ")
+
+
+def attach(
+    ipr: IPRoute, network: Network, subnets: tuple[Net, ...], *, thorough: bool = True
+) -> list[Attached]:
     """Makes the node's part of the network, or puts it right; call it with the lock held.
 
-    Raises CniError. What is right stays as it is, so that no connection suffers.
+    Raises CniError. What is right stays as it is, so that no connection suffers. thorough: also look
+    whether a link of ours still has its datapath, which takes longer than all the rest.
     """
     result = []
     secret = _secret(network)
@@ -63,7 +75,7 @@ def attach(ipr: IPRoute, network: Network, subnets: tuple[Net, ...]) -> list[Att
         else:
             overhead = OVERHEAD[family] if network.encapsulation == "vxlan" else 0
             mtu = _mtu(network, underlay.mtu - overhead)
-            index = _ensure_link(ipr, network, underlay, own, mtu, secret)
+            index = _ensure_link(ipr, network, underlay, own, mtu, secret, thorough)
             result.append(Attached(index, link_name(network, family), mtu, own))
         _forwarding(family)
     if network.ip_masq:
@@ -89,13 +101,19 @@ def _mtu(network: Network, most: int) -> int:
 
 
 def _ensure_link(
-    ipr: IPRoute, network: Network, underlay: Underlay, own: Endpoint, mtu: int, secret: bytes | None
+    ipr: IPRoute,
+    network: Network,
+    underlay: Underlay,
+    own: Endpoint,
+    mtu: int,
+    secret: bytes | None,
+    thorough: bool,
 ) -> int:
     name = link_name(network, own.family)
     found = ipr.link_lookup(ifname=name)
     if found:
         device = ipr.link("get", index=found[0])[0]
-        wrong = _unlike(device, network, own)
+        wrong = _unlike(device, network, own, thorough)
         if not wrong:
             own_address = _link_address(own)
             if device.get_attr("IFLA_MTU") != mtu or not device["flags"] & _IFF_UP:
@@ -103,13 +121,13 @@ def _ensure_link(
             if own_address not in _addresses(ipr, found[0], own.family):
                 _add_address(ipr, found[0], own_address)
             return int(found[0])
-        if device.get_attr("IFLA_IFALIAS") != _ALIAS + network.name:
+        if not _is_ours(device, network):
             raise invalid("link", f'a device "{name}" exists, but {wrong}')
         # Ours, from before the node's address or the configuration changed.
         remove_link(ipr, name)
     _create(ipr, network, underlay, own, mtu, secret, name)
     index = int(ipr.link_lookup(ifname=name)[0])
-    ipr.link("set", index=index, ifalias=_ALIAS + network.name)
+    ipr.link("set", index=index, ifalias=_alias(network))
     _add_address(ipr, index, _link_address(own))
     ipr.link("set", index=index, state="up")
     return index
@@ -137,7 +155,7 @@ def _add_address(ipr: IPRoute, index: int, address: Ip) -> None:
             raise
 
 
-def _unlike(device: Any, network: Network, own: Endpoint) -> str:
+def _unlike(device: Any, network: Network, own: Endpoint, thorough: bool) -> str:
     """How a device differs from the link that is wanted; "" if it will do."""
     info = device.get_attr("IFLA_LINKINFO")
     if info is None or info.get_attr("IFLA_INFO_KIND") != "vxlan":
@@ -153,6 +171,8 @@ def _unlike(device: Any, network: Network, own: Endpoint) -> str:
     ):
         if has != wants:
             return f"has {word} {has} instead of {wants}"
+    if not thorough and device.get_attr("IFLA_IFALIAS") == _alias(network):
+        return ""
     name = device.get_attr("IFLA_IFNAME")
     link = next((link for link in api.links() if link.name == name), None)
     if (link is not None) != (network.encapsulation == "xmasq"):
@@ -176,7 +196,7 @@ def complaints(
         underlay = find_underlay(ipr, network, subnet.version)
         own = Endpoint(subnet, underlay.address, config.mac_of(underlay.address, network.vni))
         device = ipr.link("get", index=found[0])[0]
-        if wrong := _unlike(device, network, own):
+        if wrong := _unlike(device, network, own, thorough=True):
             yield f"the link {name} {wrong}"
         elif not device["flags"] & _IFF_UP:
             yield f"the link {name} is down"
@@ -251,7 +271,7 @@ def remove_ours(ipr: IPRoute, network: Network) -> None:
     for family in (config.IPV4, config.IPV6):
         name = link_name(network, family)
         for index in ipr.link_lookup(ifname=name):
-            if ipr.link("get", index=index)[0].get_attr("IFLA_IFALIAS") == _ALIAS + network.name:
+            if _is_ours(ipr.link("get", index=index)[0], network):
                 remove_link(ipr, name)
 
 
