@@ -174,3 +174,27 @@ def test_what_needs_no_netlink_does_not_load_it():
     code = "import sys, xmasq_link._cni.plugin; print('pyroute2' in sys.modules, 'kubernetes' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.split() == ["False", "False"]
+
+
+def test_the_manifest_holds_together():
+    """Its configuration is accepted, and the role allows what the agent does."""
+    yaml = pytest.importorskip("yaml")
+    text = (ROOT / "docs/deploy/kubernetes.yaml").read_text()
+    objects = {item["kind"]: item for item in yaml.safe_load_all(text)}
+    conflist = json.loads(objects["ConfigMap"]["data"]["10-xmasq.conflist"])
+    plugin = {**conflist["plugins"][0], "name": conflist["name"], "cniVersion": conflist["cniVersion"]}
+    network = config.parse(plugin)
+    assert network.datastore == config.Datastore("kubernetes", {})
+    (rule,) = objects["ClusterRole"]["rules"]
+    assert (rule["resources"], set(rule["verbs"])) == (["nodes"], {"get", "list", "watch", "patch"})
+    spec = objects["DaemonSet"]["spec"]["template"]["spec"]
+    assert spec["hostNetwork"]
+    mounted = {
+        mount["name"] for c in spec["initContainers"] + spec["containers"] for mount in c["volumeMounts"]
+    }
+    assert mounted == {volume["name"] for volume in spec["volumes"]}
+    (agent,) = spec["containers"]
+    assert agent["args"][0] == "/config/10-xmasq.conflist"
+    assert network.run_dir.startswith(
+        next(m["mountPath"] for m in agent["volumeMounts"] if m["name"] == "run")
+    )
