@@ -7,6 +7,8 @@
 ``image.py``   the initramfs that makes this machine's file system the guest's
 ``machine.py`` one QEMU process, and when to give up on it
 ``job.py``     what a guest runs, and what comes back
+``pair.py``    two guests on one wire
+``table.py``   the table in docs/compatibility.md
 ``guest/``     what runs inside: the init, and tests of devices that not every kernel has
 ============== ==========================================================================
 """

@@ -19,6 +19,8 @@ from .suites import KernelsError
 ROOT = Path(__file__).resolve().parents[2]
 #: One directory for each kernel: junit.xml, output, console.
 RESULTS = ROOT / ".kernels"
+#: The reports of all runs, a directory for each release (two with a comma for a pair), for table.py.
+REPORTS = RESULTS / "reports"
 #: The suites that run when no path is given.
 SUITES = ("tests/unit", "tests/e2e", "tests/kernels/guest")
 #: Everything takes about so many times as long in a guest as outside.
@@ -49,10 +51,11 @@ def directory(name: str) -> Path:
 
 
 def script(arguments: Sequence[str], *, jobs: int, slowness: float) -> str:
-    """The shell script that runs pytest with these arguments."""
+    """The shell script that runs pytest with these arguments, ``jobs`` tests at a time; 0: in one process."""
     paths = [] if any(word.split("::")[0].startswith("tests") for word in arguments) else SUITES
     words = [
-        *(sys.executable, "-m", "pytest", "-q", "-n", str(jobs), "--dist", "worksteal"),
+        *(sys.executable, "-m", "pytest", "-q"),
+        *(("-n", str(jobs), "--dist", "worksteal") if jobs else ()),
         *("--color=no", "--durations=10", "-o", "cache_dir=/tmp/pytest", "--junitxml=/run/job/junit.xml"),
         *arguments,
         *paths,
@@ -90,12 +93,19 @@ def run(
         status = machine.run(both)
     for big in ("initramfs", "warm.tar"):
         (where / big).unlink(missing_ok=True)
-    return status, _outcome(kernel, where / "junit.xml", status, time.monotonic() - begin)
+    return status, outcome(kernel.release, where / "junit.xml", status, time.monotonic() - begin)
 
 
-def _outcome(kernel: Kernel, junit: Path, status: int, seconds: float) -> Outcome:
+def outcome(release: str, junit: Path, status: int, seconds: float, *, tag: str = "") -> Outcome:
+    """Reads pytest's report, and keeps it; ``tag`` tells runs of the same tests apart.
+
+    Raises :class:`KernelsError` when there is none.
+    """
     if not junit.exists():
-        raise KernelsError(f"kernel {kernel.version}: pytest ended with {status} and without a report")
+        raise KernelsError(f"{release}: pytest ended with {status} and without a report")
+    keep = REPORTS / release
+    keep.mkdir(parents=True, exist_ok=True)
+    shutil.copy(junit, keep / f"{time.time():.0f}-{tag}.xml")
     passed, failed, skipped = 0, [], []
     for case in ElementTree.parse(junit).iter("testcase"):
         name = f"{case.get('classname', '').replace('.', '/')}::{case.get('name')}"
@@ -107,4 +117,4 @@ def _outcome(kernel: Kernel, junit: Path, status: int, seconds: float) -> Outcom
             skipped.append(f"{name}: {left.get('message')}")
         else:
             passed += 1
-    return Outcome(kernel.release, passed, tuple(failed), tuple(skipped), seconds)
+    return Outcome(release, passed, tuple(failed), tuple(skipped), seconds)

@@ -69,7 +69,7 @@ class Machine:
 
     def _append(self) -> str:
         words = [
-            "console=ttyS0,115200 panic=-1 oops=panic nokaslr mitigations=off tsc=reliable",
+            "console=ttyS0,115200 panic=-1 oops=panic nokaslr mitigations=off preempt=full tsc=reliable",
             "nmi_watchdog=0 audit=0 random.trust_cpu=on net.ifnames=0",
             f"xmasq.modules={self.kernel.modules.resolve()} xmasq.guest={_GUEST} {self.options}",
         ]
@@ -122,6 +122,9 @@ class Machine:
                             up = up or text.startswith("guest: ")
                             say(text)
                 now = time.monotonic()
+                if rest and now - heard > 5:  # pytest's dots
+                    say(rest.decode(errors="replace"))
+                    rest = b""
                 if not up and now - begin > self.limits.boot:
                     raise self._error(f"has not booted after {self.limits.boot:g} s")
                 if up and now - heard > self.limits.silence:

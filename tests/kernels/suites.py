@@ -28,6 +28,15 @@ SERIES = (
 
 #: What continuous integration runs: the oldest, and the youngest with long-term support.
 CORE = ("5.10", "6.12")
+#: The tests that it runs there.
+CORE_TESTS = (
+    "tests/unit/test_loader.py",
+    "tests/unit/test_encode.py",
+    "tests/unit/test_decode.py",
+    "tests/e2e/test_link.py",
+    "tests/e2e/test_keys.py",
+    "tests/e2e/test_routes.py",
+)
 
 
 class KernelsError(Exception):

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prints the big files that the tests load: they go into a guest's memory at once, see image.py.
-
-Kernels before 5.17 read a mapped file over 9p page by page; LLVM alone takes minutes that way.
-"""
+"""Prints the files that the tests load: with old kernels they go into a guest's memory, see image.py."""
 
 from __future__ import annotations
 

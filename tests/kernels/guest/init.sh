@@ -20,7 +20,7 @@ mkdir -p /run/job
 mount -t 9p -o trans=virtio,version=9p2000.L,msize=512000 job /run/job
 hostname guest
 ip link set lo up
-modprobe -a vxlan sch_ingress cls_bpf act_bpf veth bridge 2>/dev/null
+modprobe -a vxlan sch_ingress cls_bpf act_bpf veth bridge virtio_net e1000e 2>/dev/null
 
 exec </dev/null >/dev/ttyS1 2>&1
 stty -onlcr -F /dev/ttyS1

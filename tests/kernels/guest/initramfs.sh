@@ -17,7 +17,7 @@ mount -t 9p -o ro,trans=virtio,version=9p2000.L,msize=512000,cache=loose machine
 mount -t tmpfs -o size=75% upper /upper || exit 1
 mkdir /upper/files /upper/work /job
 mount -t 9p -o trans=virtio,version=9p2000.L,msize=512000 job /job || exit 1
-tar -xf /job/warm.tar -C /upper/files || exit 1
+dd if=/job/warm.tar bs=400k 2>/dev/null | tar -x -C /upper/files -f - || exit 1
 umount /job
 mount -t overlay -o lowerdir=/lower,upperdir=/upper/files,workdir=/upper/work root /root || exit 1
 

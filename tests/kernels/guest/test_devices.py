@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Next to devices that many kernels are built without: geneve, dummy, netkit."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.e2e.observe import flow, kinds, meet, negotiate, seen, until, watch
+from tests.e2e.observe import flows as list_flows
+from tests.lab import Container, Host, Lab, Overlay, routed_overlay, tcp_transfer, udp_echo, xmasq
+
+from .conftest import need
+
+pytestmark = pytest.mark.e2e
+
+GENEVE_PORT = 6081
+
+
+def geneve(host: Host, other: Host, number: int) -> None:
+    """A geneve link of its own between two hosts, with 203.0.113.<number> on it."""
+    need(
+        host,
+        "geneve",
+        f"ip link add gnv0 mtu 1450 type geneve id 7 remote {other.address} dstport {GENEVE_PORT}",
+    )
+    host.ip(f"addr add 203.0.113.{number}/24 dev gnv0", "link set gnv0 up")
+
+
+@pytest.fixture
+def overlay(lab: Lab) -> Overlay:
+    """Two hosts with a container each."""
+    return routed_overlay(lab.hosts(2))
+
+
+def test_a_geneve_link_on_the_same_underlay(overlay: Overlay) -> None:
+    """Neither disturbs the other: geneve's packets pass the underlay's hooks as they are."""
+    one, other = overlay.hosts
+    geneve(one, other, 1)
+    geneve(other, one, 2)
+    meet(overlay)
+    with watch(one, f"udp port {GENEVE_PORT}") as wire:
+        assert one.ping("203.0.113.2", count=20).lost == 0
+    packets = seen(wire)
+    assert len(packets) >= 40
+    assert {packet.dscp for packet in packets} == {0}
+
+    a, b = overlay.containers
+    negotiate(a, b)
+    tcp_transfer(a, b, 500_000)
+    assert udp_echo(a, b, count=50).lost == 0
+    assert one.ping("203.0.113.2", count=20).lost == 0
+    until(lambda: flow(a, b), "the flow is still encoded")
+
+
+def test_bytes_on_the_wire_beside_geneve(overlay: Overlay) -> None:
+    """The same datagram, once over each: geneve adds 50 bytes, xmasq none."""
+    one, other = overlay.hosts
+    geneve(one, other, 1)
+    geneve(other, one, 2)
+    a, b = overlay.containers
+    negotiate(a, b)
+    negotiate(b, a)
+    size = 200  # of the payload; 8 bytes of ICMP and 20 of IPv4 come on top
+    with watch(one, "ip proto 1") as wire:
+        assert a.ping(b, count=10, size=size).lost == 0
+    encoded = [packet for packet in seen(wire) if packet.kind == "encoded"]
+    with watch(one, f"udp port {GENEVE_PORT}") as wire:
+        assert one.ping("203.0.113.2", count=10, size=size).lost == 0
+    assert len(encoded) >= 18
+    assert {packet.length for packet in encoded} == {size + 28}
+    assert {packet.length for packet in seen(wire) if packet.length > 150} == {size + 28 + 50}
+
+
+def test_geneve_between_containers(overlay: Overlay) -> None:
+    """A container's own geneve tunnel is a UDP flow like any other, and is encoded."""
+    a, b = overlay.containers
+    for number, (container, peer) in enumerate(((a, b), (b, a)), start=1):
+        need(container, "geneve", f"ip link add gnv0 mtu 1400 type geneve id 9 remote {peer.address}")
+        container.ip(f"addr add 203.0.113.{number}/24 dev gnv0", "link set gnv0 up")
+    meet(overlay)
+    with watch(overlay.hosts[0]) as wire:
+        assert a.ping("203.0.113.2", count=30, df=True).lost == 0
+    assert kinds(seen(wire))["encoded"] > 0
+
+
+def test_a_vtep_address_on_a_dummy_device(lab: Lab) -> None:
+    """As routed fabrics have it: the address is the host's own, not the NIC's."""
+    hosts = lab.hosts(2)
+    for host in hosts:
+        need(host, "dummy", "ip link add vtep0 type dummy")
+        host.ip(f"addr add 203.0.113.{host.number}/32 dev vtep0", "link set vtep0 up")
+    for host, other in (hosts, hosts[::-1]):
+        host.ip(
+            f"route add 203.0.113.{other.number}/32 via {other.address} dev eth0 src 203.0.113.{host.number}"
+        )
+        host.address = f"203.0.113.{host.number}"
+    overlay = routed_overlay(hosts)
+    a, b = overlay.containers
+    negotiate(a, b)
+    tcp_transfer(a, b, 500_000)
+    assert udp_echo(a, b, count=50).lost == 0
+    assert flow(a, b) is not None
+
+
+def test_a_link_over_a_dummy_device(lab: Lab) -> None:
+    """Its hooks are on a device that nothing leaves by: all takes the fallback by the NIC, and arrives."""
+    hosts = lab.hosts(2)
+    for host, other in (hosts, hosts[::-1]):
+        need(host, "dummy", "ip link add vtep0 type dummy")
+        host.ip("link set vtep0 up")
+        words = ["type", "xmasq", "id", "42", "local", host.address, "dev", "vtep0"]
+        xmasq(host, "link", "add", "xm0", *words)
+        host.ip(f"addr add 203.0.113.{host.number}/24 dev xm0", "link set xm0 mtu 1450 up")
+        host.bridge(f"fdb append 00:00:00:00:00:00 dev xm0 dst {other.address} self permanent")
+    with watch(hosts[0]) as wire:
+        assert hosts[0].ping("203.0.113.2", count=20, wait=2).lost == 0
+    assert kinds(seen(wire))["encoded"] == 0
+    assert list_flows(hosts[0]) == []
+
+
+def test_containers_on_netkit(overlay: Overlay) -> None:
+    """A pair of netkit devices in layer 3 mode in the place of a container's veth."""
+    made: list[Container] = []
+    for host in overlay.hosts:
+        need(host, "netkit", "ip link add nk0 type netkit")
+        peer = next(one["ifname"] for one in host.ip_json("link show type netkit") if one["ifname"] != "nk0")
+        address = overlay.container_address(host, 9)
+        container = Container(host, "netkit", address)
+        host.ip(
+            f"link set {peer} netns {container.name}",
+            "link set nk0 up",
+            f"route add {address}/32 dev nk0 src {host.address}",
+        )
+        container.ip(
+            "link set lo up",
+            f"addr add {address}/32 dev {peer}",
+            f"link set {peer} up",
+            f"route add default dev {peer}",
+        )
+        made.append(container)
+    a, b = made
+    negotiate(a, b)
+    negotiate(b, a)
+    with watch(overlay.hosts[0]) as wire:
+        tcp_transfer(a, b, 1_000_000)
+        assert udp_echo(a, b, count=50).lost == 0
+        assert a.ping(overlay.containers[1], count=5).lost == 0
+    assert kinds(seen(wire))["encoded"] > 50

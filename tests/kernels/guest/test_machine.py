@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the guest is: the tests above are worth more on two CPUs, and where kernel code is preempted."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import os
+import platform
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.observe import meet
+from tests.lab import Lab, bridged_overlay, process, tcp_transfer
+
+pytestmark = pytest.mark.e2e
+
+
+def test_preemption() -> None:
+    """Debian's kernels since 6.1 can switch at boot; the runner asks them for full preemption."""
+    process.run("mount -t debugfs debugfs /sys/kernel/debug", check=False)
+    modes = Path("/sys/kernel/debug/sched/preempt")
+    if not modes.exists():
+        pytest.skip(f"this kernel cannot choose its preemption (PREEMPT_DYNAMIC): {platform.version()}")
+    if "preempt=full" not in Path("/proc/cmdline").read_text():
+        pytest.skip("this kernel was not asked for preemption (preempt=full)")
+    assert "(full)" in modes.read_text()
+
+
+def test_many_transfers_on_all_cpus(lab: Lab) -> None:
+    """Flows between the same hosts are negotiated and carried on several CPUs at once."""
+    cpus = len(os.sched_getaffinity(0))
+    if cpus < 2:
+        pytest.skip("one CPU only")
+    overlay = bridged_overlay(lab.hosts(2), containers=3)
+    meet(overlay)
+    left = [one for one in overlay.containers if one.host is overlay.hosts[0]]
+    right = [one for one in overlay.containers if one.host is overlay.hosts[1]]
+    pairs = [(a, b) for a in left for b in right] + [(b, a) for a in left for b in right]
+    with concurrent.futures.ThreadPoolExecutor(6) as pool:
+        for job in [pool.submit(tcp_transfer, *pair, 400_000, timeout=60) for pair in pairs]:
+            job.result()

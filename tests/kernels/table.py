@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writes the table of kernels into docs/compatibility.md: ``python -m tests.kernels.table``.
+
+It is made of the reports that ``make test-kernels`` has left, the last result of each test.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import xml.etree.ElementTree as ElementTree
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+from .job import REPORTS, ROOT
+
+PAGE = ROOT / "docs" / "compatibility.md"
+BEGIN, END = "<!-- kernels: made by tests/kernels/table.py -->", "<!-- kernels: end -->"
+
+#: What a row is called, and the tests that it stands for, as regular expressions.
+FEATURES = (
+    ("Loading, and every verdict of the programs", r"tests\.unit\."),
+    ("Links: traffic, negotiation, renewal, deletion", r"tests\.e2e\.test_(link|keys|lifecycle|wire_view)::"),
+    ("Every protocol, frame and option", r"tests\.e2e\.test_(protocols|ethernet|nested|options|offloads)::"),
+    ("Routes, neighbours, path MTU, ICMP errors", r"tests\.e2e\.test_(routes|neighbours|pmtu)::"),
+    ("Firewalls, address translation, policy routing", r"tests\.e2e\.test_policy::"),
+    (
+        "Commands, `ip` plugin, Python API",
+        r"tests\.e2e\.test_(cli|api|iproute2|explain|doctor|metrics|watch)::",
+    ),
+    ("Capture", r"tests\.e2e\.test_capture::"),
+    ("Attach to links that others made", r"tests\.e2e\.test_attach::"),
+    ("CNI plugin and agents", r"tests\.e2e\.test_(cni|cni_authors|agent_\w+|flannel|podman)::"),
+    ("Next to geneve; geneve inside", r"tests\.kernels\.guest\.test_devices::.*(geneve)"),
+    ("VTEP address on a dummy device", r"tests\.kernels\.guest\.test_devices::.*dummy"),
+    ("Containers on netkit", r"tests\.kernels\.guest\.test_devices::.*netkit"),
+    ("Loss, reordering, duplication by netem", r"tests\.kernels\.guest\.test_netem::"),
+    ("Two CPUs", r"tests\.kernels\.guest\.test_machine::.*cpus"),
+    ("Full preemption", r"tests\.kernels\.guest\.test_machine::.*preemption"),
+    (
+        "The other end runs the newest or the oldest, by virtio-net and e1000e",
+        r"tests\.kernels\.guest\.pair\.",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a test ended: ``passed``, ``failed`` or ``skipped``, and why it was skipped."""
+
+    outcome: str
+    why: str = ""
+
+
+def read(reports: Path) -> dict[str, dict[str, Result]]:
+    """The last result of each test, for each kernel release."""
+    found: dict[str, dict[str, Result]] = defaultdict(dict)
+    for file in sorted(reports.glob("*/*.xml"), key=lambda path: (path.stat().st_mtime, path.name)):
+        for case in ElementTree.parse(file).iter("testcase"):
+            name = f"{case.get('classname')}::{case.get('name')}{file.stem.partition('-')[2]}"
+            skipped = case.find("skipped")
+            if skipped is not None:
+                result = Result("skipped", skipped.get("message") or "")
+            elif case.find("failure") is not None or case.find("error") is not None:
+                result = Result("failed")
+            else:
+                result = Result("passed")
+            for release in file.parent.name.split(","):
+                found[release][name] = result
+    return found
+
+
+def _cell(results: list[Result], notes: list[str]) -> str:
+    """What a kernel did with a feature's tests, short."""
+    if not results:
+        return "not run"
+    count = {kind: sum(one.outcome == kind for one in results) for kind in ("passed", "failed", "skipped")}
+    marks = []
+    for why in sorted({one.why for one in results if one.outcome == "skipped"}):
+        if why not in notes:
+            notes.append(why)
+        marks.append(str(notes.index(why) + 1))
+    text = f"{count['passed']} passed" if count["passed"] else ""
+    if count["failed"]:
+        text += f"{', ' if text else ''}**{count['failed']} failed**"
+    if not text:
+        text = "none"
+    return text + (f" <sup>{', '.join(marks)}</sup>" if marks else "")
+
+
+def render(found: dict[str, dict[str, Result]]) -> str:
+    """The table, and the reasons of what was skipped."""
+    releases = sorted(found, key=lambda name: [int(n) for n in re.findall(r"\d+", name)[:3]])
+    lines = [f"| | {' | '.join(releases)} |", f"|---|{'---|' * len(releases)}"]
+    notes: list[str] = []
+    for feature, pattern in FEATURES:
+        cells = [
+            _cell([result for name, result in found[release].items() if re.match(pattern, name)], notes)
+            for release in releases
+        ]
+        lines.append(f"| {feature} | {' | '.join(cells)} |")
+    if notes:
+        lines += ["", *(f"{number}. {why}" for number, why in enumerate(notes, start=1))]
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Exit status: 0, or 2 when there are no reports."""
+    found = read(REPORTS)
+    if not found:
+        print("table: no reports: run make test-kernels first", file=sys.stderr)
+        return 2
+    text = PAGE.read_text()
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        print(f"table: {PAGE.name} has no place for it: {BEGIN} … {END}", file=sys.stderr)
+        return 2
+    PAGE.write_text(f"{before}{BEGIN}\n\n{render(found)}\n\n{END}{after}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

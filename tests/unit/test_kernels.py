@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The runner of the tests on other kernels, as far as it needs no virtual machine."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+from tests.kernels import __main__ as command
+from tests.kernels import job, table
+
+CASE = '<testcase classname="{}" name="{}">{}</testcase>'
+
+
+def report(path: Path, *cases: tuple[str, str, str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(
+        f"<testsuites><testsuite>{''.join(CASE.format(*case) for case in cases)}</testsuite></testsuites>"
+    )
+
+
+def test_the_table_has_the_last_result_of_each_test_and_why_some_were_skipped(tmp_path: Path) -> None:
+    netkit = ("tests.kernels.guest.test_devices", "test_containers_on_netkit")
+    report(
+        tmp_path / "5.10.0-46-amd64" / "1-.xml",
+        ("tests.unit.test_keys", "test_a", ""),
+        ("tests.unit.test_keys", "test_b", '<failure message="x"/>'),
+        (*netkit, '<skipped message="this kernel has no netkit"/>'),
+    )
+    report(
+        tmp_path / "6.12.1" / "2-.xml",
+        ("tests.unit.test_keys", "test_a", '<failure message="x"/>'),
+        (*netkit, ""),
+    )
+    report(tmp_path / "6.12.1" / "3-.xml", ("tests.unit.test_keys", "test_a", ""))
+    lines = table.render(table.read(tmp_path)).splitlines()
+    assert lines[0] == "| | 5.10.0-46-amd64 | 6.12.1 |"
+    assert "| Loading, and every verdict of the programs | 1 passed, **1 failed** | 1 passed |" in lines
+    assert "| Containers on netkit | none <sup>1</sup> | 1 passed |" in lines
+    assert "| Full preemption | not run | not run |" in lines
+    assert lines[-1] == "1. this kernel has no netkit"
+
+
+def test_the_job_takes_paths_or_runs_all_suites_and_quotes() -> None:
+    line = job.script(["-k", "a or b"], jobs=2, slowness=10).splitlines()[-1]
+    words = shlex.split(line)
+    assert words[words.index("-k") + 1] == "a or b"
+    assert set(job.SUITES) <= set(words)
+    line = job.script(["tests/unit/test_keys.py::test_a"], jobs=2, slowness=10).splitlines()[-1]
+    assert not set(job.SUITES) & set(shlex.split(line))
+
+
+def test_an_unknown_kernel_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["tests.kernels", "--kernel", "4.9"])
+    assert command.main() == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "kernels: kernel '4.9': 5.10, 6.1, 6.12, newest, pair are allowed"
+    ]
