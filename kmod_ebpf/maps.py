@@ -80,6 +80,7 @@ class Link(Struct):
         ("underlay", u32),
         ("pad", u32),
         ("secret", Secret),
+        ("there_at", u64),
     ]
 
 

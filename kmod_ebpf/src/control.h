@@ -209,7 +209,7 @@ static __always_inline __u32 on_accept(struct __sk_buff *skb, struct conf *conf,
 	struct pair *pair;
 	struct flow *f;
 
-	if (!scratch)
+	if (!scratch || !link_there(skb, link))
 		return 0;
 	f = &scratch->flow;
 	ctl_flow(fr, link->ifindex, f);

@@ -73,8 +73,9 @@ static __always_inline int bounce(struct __sk_buff *skb, struct conf *conf,
  * The slot of an encoded packet's key, copied to s, and its link, if the packet can be decoded;
  * else null. This is all that says whose packet it is.
  */
-static __always_inline struct slot *granted(const struct conf *conf, const struct ip_hdr *wire,
-					    struct slot *s, struct link **link)
+static __always_inline struct slot *granted(struct __sk_buff *skb, const struct conf *conf,
+					    const struct ip_hdr *wire, struct slot *s,
+					    struct link **link)
 {
 	__u32 key = wire_key(conf, conf->mark, wire), idx = pair_find_fast(wire->dst, wire->src);
 	struct pair *pair;
@@ -96,7 +97,8 @@ static __always_inline struct slot *granted(const struct conf *conf, const struc
 		     !addr_equal(s->local, wire->dst) || tick_ns() >= s->valid))
 		return 0;
 	*link = link_at(s->link);
-	if (unlikely(!*link || (*link)->rx_gen != s->rx_gen || (*link)->ifindex != s->ifindex))
+	if (unlikely(!*link || (*link)->rx_gen != s->rx_gen || (*link)->ifindex != s->ifindex ||
+		     !link_there(skb, *link)))
 		return 0;
 	return live;
 }

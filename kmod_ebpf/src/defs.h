@@ -54,6 +54,8 @@
 #define VXLAN_HDR_LEN 8
 
 #define PACKET_HOST 0
+#define XM_AF_INET 2
+#define XM_ENODEV 19
 /* Actions of the clsact chain (linux/pkt_cls.h). UNSPEC lets the next program run. */
 #define ACT_UNSPEC (-1)
 #define ACT_SHOT 2

@@ -59,6 +59,7 @@ struct link {
 	__u32 underlay; /* ifindex of the device with the hooks */
 	__u32 pad;
 	__u64 secret[2];
+	__u64 there_at; /* tick, ns: the device was there then */
 };
 
 struct vni_key {

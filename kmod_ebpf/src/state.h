@@ -151,6 +151,26 @@ static __always_inline __u64 tick_ns(void)
 	return s->now;
 }
 
+#define THERE_FOR (100 * NSEC_PER_MSEC)
+
+/*
+ * Is the link's device still in this namespace? Others may have deleted or moved it: then what is
+ * redirected to it would be lost, so peers must be sent back into the fallback. Looked up every now
+ * and then, by the one helper that says so (net/core/filter.c, bpf_ipv4_fib_lookup).
+ */
+static __always_inline int link_there(struct __sk_buff *skb, struct link *link)
+{
+	struct bpf_fib_lookup fib = { .family = XM_AF_INET, .ifindex = link->ifindex };
+	__u64 now = tick_ns();
+
+	if (likely(now - link->there_at < THERE_FOR))
+		return 1;
+	if (xm_fib_lookup(skb, &fib, sizeof(fib), 0) == -XM_ENODEV)
+		return 0;
+	link->there_at = now;
+	return 1;
+}
+
 /* Clocks of two CPUs may differ by a tick. */
 static __always_inline int later_by(__u64 now, __u64 then, __u64 ns)
 {

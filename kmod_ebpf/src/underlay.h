@@ -128,7 +128,7 @@ static __always_inline int announced(struct __sk_buff *skb, struct conf *conf,
 	f = &scratch->flow;
 	idx = link_by_vni(h->ip.dst, vni);
 	link = link_at(idx);
-	if (!idx || !link || !(link->flags & LINK_UP))
+	if (!idx || !link || !(link->flags & LINK_UP) || !link_there(skb, link))
 		return ACT_UNSPEC;
 	/*
 	 * The host's firewall comes after this hook, and the vxlan driver after that. So keys go
@@ -301,7 +301,7 @@ static __always_inline int underlay_ingress(struct __sk_buff *skb)
 		struct link *link;
 
 		/* Encode never sends to the tunnel's port: what goes there is the tunnel. */
-		live = granted(conf, &ip, &s, &link);
+		live = granted(skb, conf, &ip, &s, &link);
 		if (likely(live) && (ip.proto != IPPROTO_UDP || !to_port(skb, link->port)))
 			return decode(skb, conf, &ip, live, &s);
 	}
