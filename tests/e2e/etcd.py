@@ -6,6 +6,7 @@ from __future__ import annotations
 import base64
 import json
 import signal
+import ssl
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +28,8 @@ class Etcd:
         self.data = host.lab.tmp / f"etcd-{host.role}"
         self.options = options
         self.process: subprocess.Popen[str] | None = None
+        self.headers: dict[str, str] = {}
+        self.context: ssl.SSLContext | None = None
         self.start()
 
     def start(self) -> None:
@@ -43,10 +46,11 @@ class Etcd:
 
     def call(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         """A request to etcd's JSON gateway, not by the code that is tested."""
-        request = Request(self.url + path, json.dumps(body).encode(), {"Content-Type": "application/json"})
+        headers = {"Content-Type": "application/json", **self.headers}
+        request = Request(self.url + path, json.dumps(body).encode(), headers)
 
         def ask() -> dict[str, Any]:
-            with urlopen(request, timeout=10) as response:
+            with urlopen(request, timeout=10, context=self.context) as response:
                 answer: dict[str, Any] = json.load(response)
                 return answer
 

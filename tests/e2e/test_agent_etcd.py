@@ -6,11 +6,13 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+import ssl
 import time
 
 import pytest
 
 from tests.lab import Lab, tcp_transfer
+from tests.lab.process import run
 
 from .cni import Network, Pod
 from .etcd import Agent, Etcd, fdb, routes
@@ -188,3 +190,97 @@ def test_a_subnet_belongs_to_one_node(lab, etcd):
     agent.start()
     until(lambda: 'belongs to the node "h2"' in agent.said(), agent.said(), timeout=20)
     assert etcd.subnets()["h2"] == taken
+
+
+def certificates(lab: Lab, address: str) -> dict[str, str]:
+    """A CA, a server's certificate and a client's; paths by what they are."""
+    paths = {name: str(lab.tmp / name) for name in ("ca.pem", "ca.key")}
+    new = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:P-256",
+        "-nodes",
+        "-days",
+        "2",
+    ]
+    run([*new, "-subj", "/CN=ca", "-keyout", paths["ca.key"], "-out", paths["ca.pem"]])
+    for name, alternative in (("server", f"IP:{address}"), ("client", "DNS:client")):
+        key, cert = (str(lab.tmp / f"{name}.{end}") for end in ("key", "pem"))
+        sign = ["-CA", paths["ca.pem"], "-CAkey", paths["ca.key"], "-addext", f"subjectAltName={alternative}"]
+        sign += ["-addext", "basicConstraints=critical,CA:FALSE"]
+        # No CN: etcd refuses it at its gateway, as it would have to stand for a user.
+        run([*new, "-subj", f"/O={name}", *sign, "-keyout", key, "-out", cert])
+        paths |= {f"{name}.key": key, f"{name}.pem": cert}
+    return paths
+
+
+def test_tls_and_users(lab):
+    host = lab.host()
+    paths = certificates(lab, host.address)
+    tls = ["--cert-file", paths["server.pem"], "--key-file", paths["server.key"]]
+    tls += ["--client-cert-auth", "--trusted-ca-file", paths["ca.pem"]]
+    etcd = Etcd(host, "https", *tls)
+    etcd.context = ssl.create_default_context(cafile=paths["ca.pem"])
+    etcd.context.load_cert_chain(paths["client.pem"], paths["client.key"])
+    etcd.call("/v3/auth/user/add", {"name": "root", "password": "of all"})
+    etcd.call("/v3/auth/role/add", {"name": "root"})
+    etcd.call("/v3/auth/user/grant", {"user": "root", "role": "root"})
+    etcd.call("/v3/auth/enable", {})
+    password = lab.tmp / "password"
+    password.write_text("of all\n")
+    good = {
+        "caFile": paths["ca.pem"],
+        "certFile": paths["client.pem"],
+        "keyFile": paths["client.key"],
+        "username": "root",
+        "passwordFile": str(password),
+    }
+    network = make(lab, etcd, 2, **good)
+    agents = join(network)
+    # A token that etcd has forgotten is asked for again.
+    etcd.stop()
+    etcd.start()
+    three = lab.host()
+    network.hosts.append(three)
+    newcomer = Agent(network, three)
+    newcomer.ready(*(subnet_of(agent) for agent in agents))
+    for agent in agents:
+        agent.ready(subnet_of(newcomer))
+    newcomer.stop()
+    password.write_text("another\n")
+    for change, text in (
+        ({}, "authentication failed"),
+        ({"passwordFile": "/nonexistent"}, "datastore.passwordFile: /nonexistent: No such file"),
+        ({"caFile": None, "username": None, "passwordFile": None}, "CERTIFICATE_VERIFY_FAILED"),
+        ({"username": None, "passwordFile": None}, "permission denied"),
+    ):
+        options = {key: value for key, value in {**good, **change}.items() if value is not None}
+        network.more["datastore"] = {"type": "etcd", "endpoints": [etcd.url], **options}
+        newcomer.start()
+        until(lambda text=text: text in newcomer.said(), f"{text}\n{newcomer.said()}", timeout=20)
+        newcomer.stop()
+
+
+def test_two_address_families(lab):
+    etcd = Etcd(lab.host())
+    network = make(lab, etcd, 0)
+    network.more["network"] = ["10.244.0.0/16", "2001:db8:1::/48"]
+    network.hosts += lab.hosts(2, ipv6=True)
+    agents = [Agent(network, host) for host in network.hosts]
+    for agent in agents:
+        agent.ready()
+    subnets = [json.loads(agent.state().read_text())["subnets"] for agent in agents]
+    assert all(len(of_node) == 2 for of_node in subnets)
+    for agent, (_, other) in zip(agents, reversed(subnets), strict=True):
+        route = f"-6 route show {other} proto 120"
+        until(lambda agent=agent, route=route: agent.host.ip_json(route), agent.said(), timeout=20)
+    a, b = (network.pod(host, "a") for host in network.hosts)
+    for number in (0, 1):
+        for pod in (a, b):
+            pod.address = network.results[pod.name]["ips"][number]["address"].partition("/")[0]
+        assert a.ping(b, count=5).received == 5
+    assert stats(a.host, "xm0-6")["encoded"] > 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -413,6 +414,52 @@ def test_masquerade(lab):
     assert a.ping(b, count=5).received == 5
     assert stats(hosts[0])["encoded"] > 0
     assert CLUSTER in hosts[0].run("nft list ruleset").stdout
+
+
+def test_two_address_families(lab):
+    """IPv4 over one link, IPv6 over another; both are encoded."""
+    network = Network(lab, lab.hosts(2, ipv6=True))
+    one, two = network.hosts
+    pods = []
+    for host, other in ((one, two), (two, one)):
+        ranges = [[{"subnet": network.subnet(host)}], [{"subnet": f"2001:db8:1:{host.number}::/64"}]]
+        pod = network.pod(
+            host,
+            "a",
+            network=[CLUSTER, "2001:db8:1::/48"],
+            peers=[
+                {"subnet": network.subnet(other), "address": other.addresses[4]},
+                {"subnet": f"2001:db8:1:{other.number}::/64", "address": other.addresses[6]},
+            ],
+            ipam={
+                **network.config(host)["ipam"],
+                "ranges": ranges,
+                "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}],
+            },
+        )
+        pods.append(pod)
+    a, b = pods
+    assert a.ping(b, count=5).received == 5
+    assert tcp_transfer(a, b, 1_000_000).size == 1_000_000
+    for pod in pods:
+        pod.address = network.results[pod.name]["ips"][1]["address"].partition("/")[0]
+    assert a.ping(b, count=5).received == 5
+    script = (
+        "import socket; "
+        f"s = socket.create_server(({b.address!r}, 9), family=socket.AF_INET6); c, _ = s.accept(); "
+        "print(sum(len(d) for d in iter(lambda: c.recv(65536), b'')))"
+    )
+    server = b.popen(["python3", "-c", script])
+    b.wait_for_port(9)
+    with a.socket(family=socket.AF_INET6, kind=socket.SOCK_STREAM) as client:
+        client.settimeout(10)
+        client.connect((b.address, 9))
+        client.sendall(bytes(3_000_000))
+    assert server.communicate(timeout=10)[0] == "3000000\n"
+    for link in ("xm0", "xm0-6"):
+        counted = stats(one, link)
+        assert counted["encoded"] > 10 > counted["error"]
+        assert counted["fallback"] < counted["encoded"]
 
 
 def test_a_wanted_link_address(single):

@@ -29,8 +29,7 @@ LEASE_DEFAULT_S = 86400
 KEEP_MOST_S = 20.0
 _CONNECT_S, _READ_S, _WATCH_S = 3.0, 5.0, 30.0
 _TRIES = 20
-#: gRPC status codes that the gateway gives for a token that is not known any more.
-_UNAUTHENTICATED = 16
+_AUTHENTICATE = "/v3/auth/authenticate"
 
 
 def open_store(network: Network, node: str) -> Etcd:
@@ -291,8 +290,7 @@ class _Gateway:
                 continue
             if response.status == 200:
                 return response
-            said = _object(response.data if not stream else response.read())
-            failed = f"etcd: {url}: {said.get('message') or said.get('error') or response.status}"
+            failed = f"etcd: {url}: {_complaint(response.data, response.status)}"
             if response.status < 500:
                 break  # it is the request, so another member would say the same
             self._last(url)
@@ -313,15 +311,14 @@ class _Gateway:
             )
 
         response = post(path, body, self._token, stream)
-        if response.status in (400, 401) and self._username:
-            said = _object(response.read() if stream else response.data)
-            if said.get("code") in (_UNAUTHENTICATED, 3):  # no token, or one of before a restart
-                self._token = None
-                answer = post("/v3/auth/authenticate", self._credentials(), None, False)
-                if answer.status != 200:
-                    return answer
-                self._token = _object(answer.data).get("token")
-                return post(path, body, self._token, stream)
+        if response.status in (400, 401, 403) and self._username:
+            # No token (400; 403 with a client's certificate), or one of before a restart (401).
+            response.drain_conn()
+            self._token = None
+            response = post(_AUTHENTICATE, self._credentials(), None, False)
+            if response.status == 200:
+                self._token = _object(response.data).get("token")
+                response = post(path, body, self._token, stream)
         return response
 
     def _credentials(self) -> dict[str, Any]:
@@ -336,6 +333,15 @@ class _Gateway:
         with self._lock:
             if self._urls[0] == url:
                 self._urls = [*self._urls[1:], url]
+
+
+def _complaint(data: bytes, status: int) -> str:
+    """What an answer that is no success says: JSON as a rule, text where the gateway itself refuses."""
+    try:
+        said = _object(data)
+    except StoreError:
+        return f"{status} {data[:200].decode(errors='replace')}"
+    return str(said.get("message") or said.get("error") or status)
 
 
 def _object(data: bytes) -> dict[str, Any]:

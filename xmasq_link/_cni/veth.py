@@ -8,6 +8,7 @@ import errno
 import ipaddress
 import os
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import xmasq_link as api
@@ -105,6 +106,8 @@ def configure_container(
     index = ipr.link_lookup(ifname=ifname)[0]
     for lo in ipr.link_lookup(ifname="lo"):
         ipr.link("set", index=lo, state="up")
+    if any(ipaddress.ip_interface(ip["address"]).version == config.IPV6 for ip in ips):
+        _allow_ipv6(ifname)
     ipr.link("set", index=index, state="up")
     gateways: dict[int, str] = {}
     for ip in ips:
@@ -132,6 +135,12 @@ def configure_container(
         ipr.route(
             "replace", dst=str(net), gateway=via_text, family=AF[net.version], oif=index, flags=4, **more
         )
+
+
+def _allow_ipv6(ifname: str) -> None:
+    """Runtimes make namespaces with IPv6 off. /proc/sys/net is that of the thread's namespace."""
+    with contextlib.suppress(FileNotFoundError):  # a kernel without IPv6 refuses the address, and says so
+        Path(f"/proc/sys/net/ipv6/conf/{ifname}/disable_ipv6").write_text("0")
 
 
 def configure_host(ipr: IPRoute, name: str, ips: Sequence[dict[str, Any]]) -> None:
