@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from . import bpf, btf
+from .maps import EVENT_LISTENERS
 
 SOURCE = Path(__file__).parent / "src"
 #: The programs that are attached, in the order of a packet's way. Those for an IPv6 underlay are called
@@ -29,6 +30,8 @@ FLUSH = "xmasq_flush"
 DATAPATH = ("xmasq.c", (*PROGRAMS, FLUSH))
 CAPTURE_IN, CAPTURE_OUT = "xmasq_show_in", "xmasq_show_out"
 CAPTURE = ("capture.c", (CAPTURE_IN, CAPTURE_OUT))
+COUNT_IN, COUNT_OUT = "xmasq_count_in", "xmasq_count_out"
+COUNT = ("count.c", (COUNT_IN, COUNT_OUT))
 Unit = tuple[str, tuple[str, ...]]
 
 CACHE = Path("/var/cache/xmasq")
@@ -169,6 +172,9 @@ def compile_object(cache: Path | None = CACHE, unit: Unit = DATAPATH, family: in
 def _create_map(spec: Mapping[str, int | str], sizes: Mapping[str, int]) -> bpf.Map:
     name = str(spec["name"])
     value_size = int(spec["value_size"])
+    entries = int(spec["max_entries"])
+    if name == "events":
+        entries = EVENT_LISTENERS * bpf.possible_cpus()
     types = None
     if name == "pool":
         blob, key, value = btf.spin_lock_value(value_size)
@@ -179,7 +185,7 @@ def _create_map(spec: Mapping[str, int | str], sizes: Mapping[str, int]) -> bpf.
             int(spec["type"]),
             int(spec["key_size"]),
             value_size,
-            sizes.get(name, int(spec["max_entries"])),
+            sizes.get(name, entries),
             int(spec["flags"]),
             types,
         )

@@ -333,7 +333,67 @@ class Pool(Struct):
     _fields_ = [("lock", u32), ("block_hand", u32), ("pair_hand", u32), ("pad", u32)]
 
 
+#: What happens: names of enum event_kind in maps.h, which counts from 1.
+EVENT_KINDS = (
+    "flow_encoded",
+    "flow_renewed",
+    "flow_bounced",
+    "flow_withdrawn",
+    "flow_elsewhere",
+    "flow_refused",
+    "key_granted",
+    "key_renewed",
+    "key_unknown",
+    "peer_off",
+    "peer_stray",
+    "peer_gone",
+    "mac_moved",
+    "exhausted",
+    "conflict",
+    "ctl_refused",
+)
+#: How many may listen to a datapath at once.
+EVENT_LISTENERS = 4
+
+
+class Event(Struct):
+    """Something that happened (src/event.h). Addresses are in the first bytes of their fields."""
+
+    _fields_ = [
+        ("at", u64),
+        ("kind", u32),
+        ("link", u32),
+        ("ifindex", u32),
+        ("key", u32),
+        ("value", u32),
+        ("dscp", u8),
+        ("variant", u8),
+        ("has_flow", u8),
+        ("pad", u8),
+        ("smac", Mac),
+        ("dmac", Mac),
+        ("pad2", u32),
+        ("sip", Be128),
+        ("dip", Be128),
+        ("local", Be128),
+        ("peer", Be128),
+    ]
+
+
 FRAME_IN, FRAME_OUT = 1, 2
+
+
+class CountedKey(Struct):
+    """What a count is of (src/count.c)."""
+
+    _fields_ = [
+        ("ifindex", u32),
+        ("direction", u8),
+        ("family", u8),
+        ("pad", u16),
+        ("src", Be128),
+        ("dst", Be128),
+    ]
 
 
 class Frame(Struct):
@@ -573,6 +633,9 @@ class Types:
             "bigs": (U64, Big),
             "hops": (None, Hop),
             "scratch": (None, self.Scratch),
+            "listen": (None, None),
+            "event_buf": (None, Event),
+            "events": (None, None),
         }
 
 

@@ -106,9 +106,9 @@ class Reader:
     lost: how many records there was no room for, so far as the kernel has told.
     """
 
-    def __init__(self, array: bpf.Map, *, first: int = 0, ring: int = 1 << 16) -> None:
-        """array: stays the caller's to close, and not before this is. first: the entry of CPU 0.
-        ring: bytes for each CPU, a power of two.
+    def __init__(self, array: bpf.Map, *, first: int = 0, step: int = 1, ring: int = 1 << 16) -> None:
+        """array: stays the caller's to close, and not before this is. first: the entry of CPU 0; step:
+        to that of the next CPU. ring: bytes for each CPU, a power of two.
 
         Raises OSError: EPERM without CAP_PERFMON, ENOSYS where the kernel has no perf events.
         """
@@ -126,7 +126,7 @@ class Reader:
                         continue  # it was just taken off line
                     raise
                 self._rings.append(one)
-                key = _U32.pack(first + cpu)
+                key = _U32.pack(first + step * cpu)
                 array.update(key, _U32.pack(one.fd))
                 self._keys.append(key)
                 self._poll.register(one.fd, select.EPOLLIN)

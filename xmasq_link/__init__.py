@@ -21,21 +21,27 @@ if TYPE_CHECKING:
     from ._flannel import flannel_add, flannel_data, flannel_remove, flannel_start
     from ._flow import flows, flush, keys, peers
     from ._link import create_link, delete_link, links, set_link
+    from ._meter import Meter, meter
     from ._metrics import metrics, serve_metrics
     from ._model import (
         Condition,
+        Event,
         Explanation,
         Finding,
         Flow,
+        FlowRate,
         Frame,
         Key,
         Link,
+        LinkRate,
         Metric,
         Peer,
+        Rates,
         Sample,
         Statistics,
         Traffic,
     )
+    from ._monitor import Monitor, monitor
     from ._netns import netns
     from ._watch import Change, watch_links
 
@@ -43,15 +49,21 @@ __all__ = [
     "Capture",
     "Change",
     "Condition",
+    "Event",
     "Explanation",
     "Finding",
     "Flow",
+    "FlowRate",
     "Frame",
     "InputError",
     "Key",
     "Link",
+    "LinkRate",
+    "Meter",
     "Metric",
+    "Monitor",
     "Peer",
+    "Rates",
     "Sample",
     "Statistics",
     "Traffic",
@@ -71,7 +83,9 @@ __all__ = [
     "flush",
     "keys",
     "links",
+    "meter",
     "metrics",
+    "monitor",
     "netns",
     "peers",
     "refresh_link",
@@ -90,21 +104,27 @@ _HOME = {
     "_flannel": ("flannel_add", "flannel_data", "flannel_remove", "flannel_start"),
     "_flow": ("flows", "flush", "keys", "peers"),
     "_link": ("create_link", "delete_link", "links", "set_link"),
+    "_meter": ("Meter", "meter"),
     "_metrics": ("metrics", "serve_metrics"),
     "_model": (
         "Condition",
+        "Event",
         "Explanation",
         "Finding",
         "Flow",
+        "FlowRate",
         "Frame",
         "Key",
         "Link",
+        "LinkRate",
         "Metric",
         "Peer",
+        "Rates",
         "Sample",
         "Statistics",
         "Traffic",
     ),
+    "_monitor": ("Monitor", "monitor"),
     "_netns": ("netns",),
     "_watch": ("Change", "watch_links"),
 }

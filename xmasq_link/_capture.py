@@ -9,16 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
-import secrets
-import socket
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import BinaryIO
 
-from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from kmod_ebpf import capture as bpf_capture
@@ -28,41 +24,15 @@ from kmod_ebpf import maps as m
 from . import _hold
 from . import _pcapng as pcapng
 from ._datapath import api, require_root
-from ._errors import InputError, XmasqError
-from ._hooks import EGRESS, INGRESS, Filter, attach, detach, filters
-from ._link import find_link
-from ._look import GUEST
+from ._errors import InputError
+from ._guest import guest
 from ._model import Frame
-from ._netns import Netns, here, locked, netns
+from ._netns import Netns
 
 #: A packet's bytes that are kept: a record of the kernel's ring holds less than 64 KB.
 SNAPLEN_MIN, SNAPLEN_MAX = 14, 65_000
 _RING_ALL, _RING_LEAST, _RING_MOST = 1 << 24, 1 << 18, 1 << 22
 _LOOK_AGAIN = 1.0  # seconds between two looks whether the link is still there
-
-
-def _lease(name: str) -> socket.socket | None:
-    """A name that nobody else in this network namespace has while the process lives; None if taken."""
-    s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-    try:
-        s.bind(f"\0{name}")
-    except OSError:
-        s.close()
-        return None
-    return s
-
-
-def _mine(ipr: IPRoute, ifindex: int) -> list[Filter]:
-    return filters(ipr, ifindex, lambda name: name.startswith(GUEST))
-
-
-def remove_leftovers(ipr: IPRoute, ifindex: int) -> None:
-    """Takes the programs of captures away that were killed. Nobody reads them; they only cost time."""
-    for f in _mine(ipr, ifindex):
-        lease = _lease(f.name[:-1])
-        if lease:
-            lease.close()
-            detach(ipr, f)
 
 
 class Capture:
@@ -84,37 +54,14 @@ class Capture:
             self._close = undo.pop_all()
 
     def _open(self, name: str, undo: contextlib.ExitStack) -> None:
-        # The programs' name: 15 bytes at most; a letter follows.
-        own = GUEST + secrets.token_hex(4)
-        lease = _lease(own)
-        if lease is None:
-            raise XmasqError("the capture's name is taken; try again")
-        undo.callback(lease.close)
-        self._home = here()
-        undo.callback(os.close, self._home)
-        self._ipr = undo.enter_context(IPRoute())
-        with locked(), find_link(self._ipr, name) as (dp, _, link):
-            self._ifindex = link.ifindex
-            remove_leftovers(self._ipr, link.ifindex)
-            called = {loader.CAPTURE_IN: f"{own}i", loader.CAPTURE_OUT: f"{own}o"}
-            try:
-                self._loaded = bpf_capture.load(dp.conf(), self.snaplen, called)
-            except (loader.CompileError, loader.LoadError) as e:
-                raise XmasqError(str(e)) from e
-            undo.callback(self._loaded.close)
-            cpus = len(perf.online_cpus())
-            ring = max(_RING_LEAST, min(_RING_MOST, 1 << (_RING_ALL // cpus).bit_length() - 1))
-            self._reader = undo.enter_context(perf.Reader(self._loaded.maps["frames"], ring=ring))
-            undo.callback(self._detach, own)
-            for parent, program in ((INGRESS, loader.CAPTURE_IN), (EGRESS, loader.CAPTURE_OUT)):
-                attach(self._ipr, link.ifindex, parent, called[program], self._loaded.programs[program])
-        self._wall = time.time_ns() - _hold.now_ns()
+        def load(conf: m.Conf, called: Mapping[str, str]) -> loader.Loaded:
+            return bpf_capture.load(conf, self.snaplen, called)
 
-    def _detach(self, own: str) -> None:
-        with netns(self._home):  # the caller may be elsewhere by now
-            for f in _mine(self._ipr, self._ifindex):
-                if f.name.startswith(own):
-                    detach(self._ipr, f)
+        at = undo.enter_context(guest(name, load, loader.CAPTURE[1]))
+        self._ipr, self._ifindex, self._loaded = at.ipr, at.ifindex, at.loaded
+        ring = max(_RING_LEAST, min(_RING_MOST, 1 << (_RING_ALL // len(perf.online_cpus())).bit_length() - 1))
+        self._reader = undo.enter_context(perf.Reader(self._loaded.maps["frames"], ring=ring))
+        self._wall = time.time_ns() - _hold.now_ns()
 
     @property
     def dropped(self) -> int:

@@ -154,6 +154,7 @@ def flush(
     peer: str | None = None,
     source: str | None = None,
     destination: str | None = None,
+    *,
     netns: Netns | None = None,
 ) -> int:
     """Ends flows and keys before their time; returns how many. All that match, or all.

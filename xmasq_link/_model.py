@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 
@@ -239,3 +239,67 @@ class Metric:
 
 def _quoted(text: str) -> str:
     return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that has happened; what does not belong to its kind is None.
+
+    time_ns: since the epoch. kind: docs/cli.md lists them. duration_ms: of the lease, or for how long
+    nothing is encoded towards a peer. count: how many events were lost.
+    """
+
+    time_ns: int
+    kind: str
+    link: str | None = None
+    source: str | None = None
+    destination: str | None = None
+    source_mac: str | None = None
+    destination_mac: str | None = None
+    dscp: int | None = None
+    df: bool | None = None
+    local: str | None = None
+    peer: str | None = None
+    key: int | None = None
+    duration_ms: int | None = None
+    reason: str | None = None
+    count: int | None = None
+
+    def replace(self, **changes: Any) -> Event:
+        """The same event but for some fields."""
+        return replace(self, **changes)
+
+
+@dataclass(frozen=True, slots=True)
+class LinkRate:
+    """What goes through a link in a second."""
+
+    link: str
+    rx_fast: Traffic
+    rx_fallback: Traffic
+    tx_fast: Traffic
+    tx_fallback: Traffic
+
+
+@dataclass(frozen=True, slots=True)
+class FlowRate:
+    """What goes from one address to another in a second, on the fast path or beside it.
+
+    direction: "rx" or "tx". peer: the VTEP, if the flow is encoded or decoded now.
+    """
+
+    link: str
+    direction: str
+    source: str
+    destination: str
+    peer: str | None
+    rate: Traffic
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """What went through links in so many seconds: averages, a second. flows: the busiest first."""
+
+    seconds: float
+    links: tuple[LinkRate, ...]
+    flows: tuple[FlowRate, ...]

@@ -7,6 +7,7 @@
 #define XMASQ_CONTROL_H
 
 #include "csum.h"
+#include "event.h"
 #include "pair.h"
 #include "parse.h"
 #include "seal.h"
@@ -62,7 +63,8 @@ static __always_inline void ctl_flow(const struct ctl_frame *fr, __u32 ifindex, 
 }
 
 /* The packets that we encoded with this key were not decoded: the path eats them. */
-static __always_inline void unused_key(struct pair *pair, __u64 now)
+static __always_inline void unused_key(struct __sk_buff *skb, struct pair *pair,
+				       const struct ctl_frame *fr, __u64 now)
 {
 	struct pool *pool = pool_get();
 
@@ -72,6 +74,7 @@ static __always_inline void unused_key(struct pair *pair, __u64 now)
 	if (now >= pair->off_until)
 		pair_off(pair, now);
 	xm_spin_unlock(&pool->lock);
+	event(skb, EV_PEER_OFF, 0, 0, &fr->ip.dst, &fr->ip.src, 0, pair->off_for / NSEC_PER_MSEC);
 }
 
 /*
@@ -80,8 +83,8 @@ static __always_inline void unused_key(struct pair *pair, __u64 now)
  */
 
 /* Sender of the flow. */
-static __always_inline __u32 on_offer(struct conf *conf, __u32 idx, struct link *link,
-				      struct ctl_frame *fr, __u64 now)
+static __always_inline __u32 on_offer(struct __sk_buff *skb, struct conf *conf, __u32 idx,
+				      struct link *link, struct ctl_frame *fr, __u64 now)
 {
 	__u32 key = be32(fr->ctl.key), lease = be32(fr->ctl.lease_ms), nonce_b, pair_idx;
 	struct txkey_key k = { .local = fr->ip.dst, .peer = fr->ip.src, .key = key };
@@ -151,6 +154,7 @@ static __always_inline __u32 on_offer(struct conf *conf, __u32 idx, struct link 
 		copy_words(t, live_t, sizeof(*t) / 8);
 		if (t->seal != seal_txkey(&k, t) || (now < t->until && !flow_equal(&t->flow, f))) {
 			count(idx, C_CTL_CONFLICT);
+			event(skb, EV_CONFLICT, idx, f, &fr->ip.dst, &fr->ip.src, key, 0);
 			return 0;
 		}
 	}
@@ -207,7 +211,9 @@ static __always_inline __u32 on_accept(struct __sk_buff *skb, struct conf *conf,
 	struct grant *live, g = { .key = be32(fr->ctl.key), .backoff_ms = 1 };
 	__u32 pair_idx, used = 0;
 	struct pair *pair;
+	struct slot *slot;
 	struct flow *f;
+	int first;
 
 	if (!scratch || !link_there(skb, link))
 		return 0;
@@ -216,6 +222,8 @@ static __always_inline __u32 on_accept(struct __sk_buff *skb, struct conf *conf,
 	f->peer = fr->ip.src;
 	pair_idx = pair_find(fr->ip.dst, fr->ip.src);
 	pair = pair_at(pair_idx);
+	slot = pair ? slot_of(pair, g.key) : 0;
+	first = !slot || slot->valid < now; /* a hint, for the event */
 	if (!pair_idx || !pair ||
 	    !key_confirm(pair_idx, pair, f, link, g.key, fr->ctl.nonce_b, now, &used)) {
 		count(idx, C_CTL_NONCE);
@@ -230,6 +238,8 @@ static __always_inline __u32 on_accept(struct __sk_buff *skb, struct conf *conf,
 			live->backoff_ms < CONFIRM_LOST_MS ? live->backoff_ms : CONFIRM_LOST_MS;
 	g.next_offer = now + g.backoff_ms * NSEC_PER_MSEC;
 	grant_set(f, &g);
+	event(skb, first ? EV_KEY_GRANTED : EV_KEY_RENEWED, idx, f, &fr->ip.dst, &fr->ip.src, g.key,
+	      link->lease_ms);
 	fr->ctl.lease_ms = be32(link->lease_ms);
 	fr->ctl.flags = (conf->xbits & XM_CTL_XBITS) | (used ? XM_CTL_USED : 0);
 	fr->ctl.type = XM_CONFIRM;
@@ -327,7 +337,7 @@ static __always_inline __u32 on_confirm(struct __sk_buff *skb, struct conf *conf
 		return 0;
 	pair->heard = now;
 	if (p->sent && !(fr->ctl.flags & XM_CTL_USED)) {
-		unused_key(pair, now);
+		unused_key(skb, pair, fr, now);
 		count(idx, C_PATH_OFF);
 		return 0;
 	}
@@ -364,6 +374,8 @@ static __always_inline __u32 on_confirm(struct __sk_buff *skb, struct conf *conf
 	e->proven = !!(fr->ctl.flags & XM_CTL_USED) || (!first && old->proven);
 	e->off_ms = e->proven || !old ? 0 : old->off_ms;
 	flow_set(f, e);
+	event(skb, first ? EV_FLOW_ENCODED : EV_FLOW_RENEWED, idx, f, &e->local, &e->peer, key,
+	      lease);
 	return 0;
 }
 
@@ -392,21 +404,24 @@ static __always_inline int control(struct __sk_buff *skb, struct conf *conf, str
 	    (fr->ctl.flags & XM_CTL_XBITS) != (conf->xbits & XM_CTL_XBITS) || !key_ok(conf, key) ||
 	    be32(fr->ctl.lease_ms) < LEASE_MIN_MS) {
 		count(idx, C_CTL_PARAMS);
+		event(skb, EV_CTL_REFUSED, idx, 0, &fr->ip.dst, &fr->ip.src, key, C_CTL_PARAMS);
 		return ACT_SHOT;
 	}
 	if (link->flags & LINK_SECRET ? fr->ctl.auth != ctl_auth(link, fr) : fr->ctl.auth != 0) {
 		count(idx, C_CTL_AUTH);
+		event(skb, EV_CTL_REFUSED, idx, 0, &fr->ip.dst, &fr->ip.src, key, C_CTL_AUTH);
 		return ACT_SHOT;
 	}
 	/* A path that spoils either would spoil the encoded packets too (I6). */
 	if (!ip_control_ok(&fr->ip, conf, key)) {
 		count(idx, C_CTL_PATH);
+		event(skb, EV_CTL_REFUSED, idx, 0, &fr->ip.dst, &fr->ip.src, key, C_CTL_PATH);
 		return ACT_SHOT;
 	}
 	switch (fr->ctl.type) {
 	case XM_OFFER:
 		count(idx, C_OFFER_RX);
-		oif = on_offer(conf, idx, link, fr, now);
+		oif = on_offer(skb, conf, idx, link, fr, now);
 		break;
 	case XM_ACCEPT:
 		count(idx, C_ACCEPT_RX);

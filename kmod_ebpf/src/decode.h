@@ -7,6 +7,7 @@
 #define XMASQ_DECODE_H
 
 #include "csum.h"
+#include "event.h"
 #include "pair.h"
 #include "parse.h"
 #include "seal.h"
@@ -65,6 +66,8 @@ static __always_inline int bounce(struct __sk_buff *skb, struct conf *conf,
 	if (ip_store(skb, &ip))
 		return ACT_SHOT;
 	count(0, C_BOUNCE_TX);
+	event(skb, EV_KEY_UNKNOWN, 0, 0, &wire->dst, &wire->src, wire_key(conf, conf->mark, wire),
+	      0);
 	mark_set(skb, conf, KIND_CONTROL);
 	return xm_redirect_neigh(skb->ifindex, 0, 0, 0);
 }
@@ -123,7 +126,8 @@ static __always_inline int decode(struct __sk_buff *skb, struct conf *conf,
  * Something is wrong between us and a peer. Two such within ten seconds put the whole peer back
  * into the fallback, for a minute at first. end: all flows to it are to be negotiated anew at once.
  */
-static __always_inline void suspect(addr_t local, addr_t peer, __u64 now, int end)
+static __always_inline void suspect(struct __sk_buff *skb, addr_t local, addr_t peer, __u64 now,
+				    int end)
 {
 	__u32 idx = pair_find(local, peer);
 	struct pool *pool = pool_get();
@@ -147,15 +151,19 @@ static __always_inline void suspect(addr_t local, addr_t peer, __u64 now, int en
 		pair->gen++;
 	}
 	xm_spin_unlock(&pool->lock);
-	if (off)
+	if (off) {
 		count(0, C_PATH_OFF);
+		event(skb, EV_PEER_OFF, 0, 0, &local, &peer, 0, pair->off_for / NSEC_PER_MSEC);
+	}
 }
 
 /* The path, or somebody, spoils keys: a peer bounces packets with keys that we do not use. */
-static __always_inline void stray(addr_t local, addr_t peer, __u64 now)
+static __always_inline void stray(struct __sk_buff *skb, addr_t local, addr_t peer, __u32 key,
+				  __u64 now)
 {
 	count(0, C_STRAY);
-	suspect(local, peer, now, 0);
+	event(skb, EV_PEER_STRAY, 0, 0, &local, &peer, key, 0);
+	suspect(skb, local, peer, now, 0);
 }
 
 static __always_inline int bounced(struct __sk_buff *skb, struct conf *conf,
@@ -181,18 +189,22 @@ static __always_inline int bounced(struct __sk_buff *skb, struct conf *conf,
 	if (!live && ip_len(wire) == IP_HDR_LEN)
 		return ACT_SHOT;
 	if (!live) {
-		stray(wire->dst, wire->src, now);
+		stray(skb, wire->dst, wire->src, k.key, now);
 		return pair_find(wire->dst, wire->src) ? ACT_SHOT : ACT_UNSPEC;
 	}
 	copy_words(t, live, sizeof(*t) / 8);
 	if (t->seal != seal_txkey(&k, t) || now >= t->until) {
 		if (ip_len(wire) != IP_HDR_LEN)
-			stray(wire->dst, wire->src, now);
+			stray(skb, wire->dst, wire->src, k.key, now);
 		return ACT_SHOT;
 	}
 	e = flow_get(&t->flow);
-	if (e && e->key == k.key && addr_equal(e->peer, wire->src))
+	if (e && e->key == k.key && addr_equal(e->peer, wire->src)) {
+		if (e->lease_end)
+			event(skb, ip_len(wire) == IP_HDR_LEN ? EV_FLOW_WITHDRAWN : EV_FLOW_BOUNCED,
+			      0, &t->flow, &k.local, &k.peer, k.key, 0);
 		e->lease_end = 0; /* breaks the seal, too: dead for every reader */
+	}
 	if (ip_len(wire) == IP_HDR_LEN)
 		return ACT_SHOT;
 	id = link_id(t->flow.ifindex);

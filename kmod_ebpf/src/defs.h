@@ -86,6 +86,7 @@ static __u64 (*xm_boot_ns)(void) = (void *)125;
 static __u64 (*xm_jiffies)(void) = (void *)118;
 static int (*xm_redirect_neigh)(__u32 ifindex, void *params, int plen, __u64 flags) = (void *)152;
 static __u32 (*xm_random)(void) = (void *)7;
+static __u32 (*xm_cpu)(void) = (void *)8;
 
 #define F_INGRESS (1ULL << 0)
 #define F_RECOMPUTE_CSUM (1ULL << 0)

@@ -146,7 +146,8 @@ static __always_inline int icmp_ingress(struct __sk_buff *skb, struct conf *conf
 	}
 	if (addr_equal(wire->src, k.peer)) {
 		count(*id, C_PEER_GONE);
-		suspect(k.local, k.peer, now, 1);
+		event(skb, EV_PEER_GONE, 0, 0, &k.local, &k.peer, k.key, 0);
+		suspect(skb, k.local, k.peer, now, 1);
 		return ACT_SHOT;
 	}
 	e = flow_get(&t->flow);
@@ -156,6 +157,7 @@ static __always_inline int icmp_ingress(struct __sk_buff *skb, struct conf *conf
 	if (e && !e->proven && icmp_refused(&err->icmp)) {
 		flow_off(e, now);
 		count(*id, C_ICMP_REFUSED);
+		event(skb, EV_FLOW_REFUSED, *id, &t->flow, &k.local, &k.peer, k.key, 0);
 		return ACT_SHOT;
 	}
 	/* Its sender had allowed to fragment it: so the fallback will. */
@@ -177,7 +179,8 @@ static __always_inline int reset_ingress(struct __sk_buff *skb, const struct ip_
 	    !(flags & TCP_RST))
 		return 0;
 	count(0, C_PEER_GONE);
-	suspect(wire->dst, wire->src, xm_boot_ns(), 1);
+	event(skb, EV_PEER_GONE, 0, 0, &wire->dst, &wire->src, 0, 0);
+	suspect(skb, wire->dst, wire->src, xm_boot_ns(), 1);
 	return 1;
 }
 

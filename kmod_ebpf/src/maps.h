@@ -352,6 +352,47 @@ struct counters {
 	__u64 c[C_MAX];
 };
 
+/* What happens, for those who listen (event.h). What value says is in brackets. */
+enum event_kind {
+	EV_FLOW_ENCODED = 1, /* from now on (lease, ms) */
+	EV_FLOW_RENEWED, /* (lease, ms) */
+	EV_FLOW_BOUNCED, /* ended: the peer did not know the key */
+	EV_FLOW_WITHDRAWN, /* ended: the peer took the key back */
+	EV_FLOW_ELSEWHERE, /* ended: our FDB sends it to another peer now */
+	EV_FLOW_REFUSED, /* ended: a router refused its packets */
+	EV_KEY_GRANTED, /* (lease, ms) */
+	EV_KEY_RENEWED, /* (lease, ms) */
+	EV_KEY_UNKNOWN, /* an encoded packet was bounced */
+	EV_PEER_OFF, /* nothing is encoded towards it (for, ms) */
+	EV_PEER_STRAY, /* it bounced a key that is not in use */
+	EV_PEER_GONE, /* its host answers itself: it has no datapath any more */
+	EV_MAC_MOVED, /* the source of a frame from the tunnel was elsewhere before */
+	EV_EXHAUSTED, /* no key free */
+	EV_CONFLICT, /* a peer offers a key that stands for another flow */
+	EV_CTL_REFUSED, /* a control packet (enum counter: why) */
+};
+
+struct event {
+	__u64 at; /* boot time, ns */
+	__u32 kind;
+	__u32 link; /* index, 0: none */
+	__u32 ifindex;
+	__u32 key;
+	__u32 value;
+	__u8 dscp;
+	__u8 variant;
+	__u8 has_flow;
+	__u8 pad;
+	__u8 smac[ETH_ALEN];
+	__u8 dmac[ETH_ALEN];
+	__u32 pad2;
+	/* The first bytes are an address of the datapath's family. */
+	__u8 sip[16];
+	__u8 dip[16];
+	__u8 local[16];
+	__u8 peer[16];
+};
+
 /* What a capture shows in front of a packet's bytes (capture.c). */
 #define FRAME_IN 1
 #define FRAME_OUT 2
@@ -365,6 +406,16 @@ struct frame {
 	__be16 vlan_proto; /* 0: no tag beside the packet */
 	__u8 direction; /* FRAME_IN or FRAME_OUT */
 	__u8 pad[7];
+};
+
+/* What a count is of (count.c). */
+struct counted_key {
+	__u32 ifindex;
+	__u8 direction; /* FRAME_IN or FRAME_OUT */
+	__u8 family; /* 4 or 6 */
+	__u16 pad;
+	__u8 src[16];
+	__u8 dst[16];
 };
 
 #endif

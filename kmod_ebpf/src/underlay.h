@@ -169,6 +169,7 @@ static __always_inline int announced(struct __sk_buff *skb, struct conf *conf,
 	pair = pair_at(pair_idx);
 	if (!pair_idx || !pair) {
 		count(idx, C_EXHAUSTED);
+		event(skb, EV_EXHAUSTED, idx, f, &tk.local, &tk.peer, 0, 0);
 		return ACT_UNSPEC;
 	}
 	pair->heard = now;
@@ -177,6 +178,7 @@ static __always_inline int announced(struct __sk_buff *skb, struct conf *conf,
 	     !key_again(pair_idx, pair, f, link, g.key, fresh, now, &o)) &&
 	    !key_new(conf, pair_idx, pair, f, link, idx, fresh, now, &o)) {
 		count(idx, C_EXHAUSTED);
+		event(skb, EV_EXHAUSTED, idx, f, &tk.local, &tk.peer, 0, 0);
 		return ACT_UNSPEC;
 	}
 	g.key = o.key;
@@ -406,6 +408,8 @@ static __always_inline int announce(struct __sk_buff *skb, struct conf *conf, ad
 		    live->tx_gen == s.tx_gen)
 			return ACT_UNSPEC; /* one a while will do for a flow that stays in the
 					      fallback */
+		if (e && !addr_equal(e->peer, dst) && now < e->lease_end)
+			event(skb, EV_FLOW_ELSEWHERE, idx, &f, &src, &f.peer, e->key, 0);
 		s.seal = seal_solicit(&f, &s);
 		solicit_set(&f, &s);
 	}

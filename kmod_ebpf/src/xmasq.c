@@ -42,6 +42,9 @@ BPF_TABLE("lru_hash", struct mac_key, u64, asked, MAX_PAIRS);
 BPF_TABLE("percpu_array", u32, struct hop, hops, HOPS);
 BPF_TABLE("percpu_array", u32, struct scratch, scratch, 1);
 BPF_TABLE("percpu_array", u32, struct counters, stats, MAX_LINKS);
+BPF_TABLE("array", u32, u32, listen, 1); /* a bit for each listener */
+BPF_TABLE("percpu_array", u32, struct event, event_buf, 1);
+BPF_PERF_OUTPUT(events); /* EVENT_LISTENERS entries for each CPU */
 
 #include "state.h"
 
@@ -236,6 +239,37 @@ static __always_inline struct counters *counters_at(__u32 idx)
 	return stats.lookup(&idx);
 }
 
+static __always_inline __u32 *listeners_get(void)
+{
+	u32 k = 0;
+
+	return listen.lookup(&k);
+}
+
+static __always_inline struct event *event_get(void)
+{
+	u32 k = 0;
+
+	return event_buf.lookup(&k);
+}
+
+#include "event.h"
+
+/* BCC writes this into events.perf_submit(): which entry of the array it goes to. */
+#undef CUR_CPU_IDENTIFIER
+#define CUR_CPU_IDENTIFIER slot
+
+static __always_inline void event_out(struct __sk_buff *skb, struct event *e, __u32 listeners)
+{
+	__u64 slot = xm_cpu() * EVENT_LISTENERS;
+
+#pragma clang loop unroll(disable)
+	for (int i = 0; i < EVENT_LISTENERS; i++, slot++) {
+		if (listeners >> i & 1)
+			events.perf_submit(skb, e, sizeof(*e));
+	}
+}
+
 #include "encode.h"
 #include "underlay.h"
 
@@ -261,7 +295,9 @@ int xmasq_arrive(struct __sk_buff *skb)
 	struct conf *c = conf_get();
 	struct mac_seen *seen;
 	struct mac_key k = {};
+	struct flow moved = {};
 	struct link *link;
+	addr_t peer;
 	u32 *id;
 
 	if (c && marked(skb, c) && (skb->mark & 0xf) == KIND_DECODED) {
@@ -288,7 +324,8 @@ int xmasq_arrive(struct __sk_buff *skb)
 	 * It has moved, and the driver has learned so: all flows of the link let their next packet
 	 * take the fallback, to see where it goes now.
 	 */
-	if (addr_is_set(seen->peer))
+	peer = seen->peer;
+	if (addr_is_set(peer))
 		seen->moved = 0;
 	else
 		mac_del(&k);
@@ -296,6 +333,9 @@ int xmasq_arrive(struct __sk_buff *skb)
 	if (link) {
 		link->tx_gen++;
 		count(*id, C_MOVED);
+		moved.ifindex = skb->ifindex;
+		__builtin_memcpy(moved.smac, k.mac, ETH_ALEN);
+		event(skb, EV_MAC_MOVED, *id, &moved, &link->local, &peer, 0, 0);
 	}
 	return ACT_UNSPEC;
 }

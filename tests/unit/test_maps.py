@@ -35,6 +35,8 @@ C_NAMES = {
     m.Scratch: "scratch",
     m.Pool: "pool",
     m.Frame: "frame",
+    m.Event: "event",
+    m.CountedKey: "counted_key",
 }
 
 
@@ -72,6 +74,7 @@ def test_constants_and_order_of_the_counters() -> None:
     claims["XM_VAR_NODF"] = m.VAR_NODF
     claims |= {f"C_{name.upper()}": i for i, name in enumerate(m.COUNTERS)}
     claims["C_MAX"] = len(m.COUNTERS)
+    claims |= {f"EV_{name.upper()}": i for i, name in enumerate(m.EVENT_KINDS, 1)}
     assert refuted(claims) == []
 
 

@@ -37,8 +37,10 @@ OBJECTS = (
     "agent",
     "explain",
     "doctor",
+    "monitor",
     "metrics",
     "flannel",
+    "top",
 )
 #: In the order in which abbreviations are looked up (that of `ip`), with the field of Options.
 OPTIONS = {
@@ -62,7 +64,8 @@ Usage: xmasq [ OPTIONS ] OBJECT { COMMAND | help }
        xmasq [ -V ]
 
 where  OBJECT  := { link | flow | key | peer | flush | attach | detach |
-                    capture | explain | agent | doctor | metrics | flannel }
+                    capture | explain | doctor | monitor | metrics | top |
+                    agent | flannel }
        OPTIONS := { -n[etns] NAME | -j[son] | -p[retty] | -s[tatistics] |
                     -d[etails] | -o[neline] | -br[ief] | -c[olor][=WHEN] |
                     -b[atch] FILE | -force }
@@ -77,7 +80,9 @@ where  OBJECT  := { link | flow | key | peer | flush | attach | detach |
   capture see the packets of a link, fast path included
   explain why a flow is encoded, or is not
   doctor  what on this host keeps xmasq from working, or from being fast
+  monitor what happens, while it happens
   metrics counters and states for Prometheus
+  top     links, peers and flows by how much goes through them
   agent   keep a node of a CNI network in step with the others
   flannel the commands of flannel's extension backend
 
