@@ -13,6 +13,8 @@
 #include "seal.h"
 
 #define ASK_LEN 64
+/* Up to behind a checksum that a device may still have to write. */
+#define PROBE_LEN (ETH_HLEN + IP_HDR_LEN + 60)
 
 /* A source seen here is behind this host: what makes it the owner of that MAC. */
 static __always_inline void own_mac(__u32 link, const __u8 *mac, __u64 now)
@@ -126,6 +128,47 @@ static __always_inline int ask(struct __sk_buff *skb, struct conf *conf)
 	return ACT_UNSPEC;
 }
 
+/*
+ * The clone of a packet that the fallback cannot take: of the same flow, but short, and without
+ * anything in it (RFC 8200, 4.7), it asks for a grant or shows where the FDB sends the flow.
+ */
+static __always_inline int probe(struct __sk_buff *skb, struct ip_hdr *ip, const struct flow *f,
+				 __u64 now)
+{
+#if XM_FAMILY == 6
+	__u32 *id = link_id(skb->ifindex);
+	struct link *link = id ? link_at(*id) : 0;
+
+	if (!link || !(link->flags & LINK_UP) || xm_skb_change_tail(skb, PROBE_LEN, 0))
+		return ACT_SHOT;
+	ip->proto = IPPROTO_NONE;
+	ip->len = be16(PROBE_LEN - ETH_HLEN - IP_HDR_LEN);
+	if (ip_store(skb, ip))
+		return ACT_SHOT;
+	let_go(skb, link, f, now);
+	return ACT_UNSPEC;
+#else
+	return ACT_SHOT;
+#endif
+}
+
+/* Would the fallback drop this packet? Then a probe asks in its place. */
+static __always_inline int needs_probe(const struct __sk_buff *skb, const struct link *link,
+				       const struct ip_hdr *ip, __u32 seg_len)
+{
+	struct underlay *u;
+
+	if (XM_FAMILY == 4 || (skb->gso_size && ip->proto == IPPROTO_TCP))
+		return 0;
+	u = underlay_get(link->underlay);
+	return u && seg_len + VXLAN_OVERHEAD > u->mtu;
+}
+
+static __always_inline int is_stale(const struct entry *live, const struct link *link)
+{
+	return !(link->flags & LINK_UP) || live->gen != link->tx_gen || live->vouched < live->asked;
+}
+
 static __always_inline int encode(struct __sk_buff *skb)
 {
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
@@ -138,7 +181,7 @@ static __always_inline int encode(struct __sk_buff *skb)
 	struct pair *pair;
 	struct eth_hdr *eth;
 	struct flow f = {};
-	int reason, granted = 0;
+	int reason, granted = 0, probing = 0, stale, due;
 	__u8 first = 0;
 	__u64 now = 0;
 
@@ -147,6 +190,10 @@ static __always_inline int encode(struct __sk_buff *skb)
 		return ACT_UNSPEC;
 	if (marked(skb, conf) && (skb->mark & 0xf) == KIND_ASK)
 		return ask(skb, conf);
+	if (XM_FAMILY == 6 && marked(skb, conf) && (skb->mark & 0xf) == KIND_PROBE) {
+		mark_clear(skb);
+		probing = 1;
+	}
 	reason = C_FB_NOT_IP;
 	if (skb->protocol != be16(ETHERTYPE_IP))
 		goto fallback;
@@ -218,6 +265,8 @@ static __always_inline int encode(struct __sk_buff *skb)
 	/* From here on the packet could be encoded, if its flow had a grant. */
 	solicit = &f;
 	now = tick_ns();
+	if (probing)
+		return probe(skb, &old, &f, now);
 	live = flow_get(&f);
 	reason = C_FB_NO_GRANT;
 	if (!live)
@@ -237,13 +286,26 @@ static __always_inline int encode(struct __sk_buff *skb)
 	if (pair->gen != e.pair_gen)
 		goto fallback;
 	granted = 1;
-	reason = C_FB_UNVOUCHED;
-	if (!(link->flags & LINK_UP) || live->gen != link->tx_gen || live->vouched < live->asked)
-		goto fallback;
-	reason = C_FB_RENEWAL;
-	if (now >= e.renew_at && later_by(now, live->asked, NSEC_PER_SEC)) {
-		live->asked = now;
-		goto fallback;
+	stale = is_stale(live, link);
+	due = now >= e.renew_at && later_by(now, live->asked, NSEC_PER_SEC);
+	if (unlikely(stale || due)) {
+		if (needs_probe(skb, link, &old, seg_len) &&
+		    later_by(now, live->asked, 100 * NSEC_PER_MSEC)) {
+			live->asked = now;
+			send_probe(skb, conf);
+			data = (void *)(long)skb->data;
+			end = (void *)(long)skb->data_end;
+			due = 0;
+			stale = is_stale(live, link); /* the egress hook has just seen it leave */
+		}
+		reason = C_FB_UNVOUCHED;
+		if (stale)
+			goto fallback;
+		reason = C_FB_RENEWAL;
+		if (due) {
+			live->asked = now;
+			goto fallback;
+		}
 	}
 
 	/* From here on it depends on the packet, not on the flow. */
@@ -281,6 +343,8 @@ static __always_inline int encode(struct __sk_buff *skb)
 	return forward(skb, &e);
 
 fallback:
+	if (probing)
+		return ACT_SHOT;
 	return fallback(skb, conf, reason, solicit, granted, limit, now);
 }
 

@@ -91,7 +91,6 @@ static __always_inline int ip_reason(const struct ip_hdr *ip, __u8 dmac0, __u8 f
 	case IPPROTO_HOPOPTS:
 	case IPPROTO_ROUTING:
 	case IPPROTO_AH:
-	case IPPROTO_NONE:
 	case IPPROTO_DSTOPTS:
 	case IPPROTO_MH:
 	case IPPROTO_HIP:
@@ -227,11 +226,12 @@ static __always_inline int ip_set_dscp(struct __sk_buff *skb, __u8 tos, __u8 dsc
 /*
  * Lets a packet that does not fit the underlay with the tunnel header on pass the vxlan driver,
  * which over IPv6 never fragments but drops it: a TCP packet that is still to be segmented gets
- * shorter segments. Growing and shrinking the headers does that, and nothing else.
+ * shorter segments. Growing and shrinking the headers does that, and nothing else; the kernel
+ * refuses it for other protocols. What is inside may be IPv4.
  */
 static __always_inline void ip_let_split(struct __sk_buff *skb, const struct ip_hdr *old)
 {
-	if (!skb->gso_size || old->proto != IPPROTO_TCP)
+	if (!skb->gso_size)
 		return;
 	if (xm_skb_adjust_room(skb, VXLAN_OVERHEAD, 0, F_ADJ_ROOM_NO_CSUM_RESET))
 		return;

@@ -47,6 +47,17 @@ static __always_inline __u32 csum_word(__u8 proto)
 }
 
 /*
+ * Over IPv6 the vxlan driver drops what is too long. So that a flow of such packets gets its grant,
+ * and keeps it, a clone goes in their place, cut short (encode.h, probe).
+ */
+static __always_inline void send_probe(struct __sk_buff *skb, struct conf *conf)
+{
+	mark_set(skb, conf, KIND_PROBE);
+	xm_clone_redirect(skb, skb->ifindex, 0);
+	mark_clear(skb);
+}
+
+/*
  * Link egress, on the way into the fallback. waits: the flow may yet get a grant. granted: it has
  * one, and this packet shall only renew it. limit: of what can be encoded, where that is why it is
  * not.
@@ -60,7 +71,7 @@ static __always_inline void oversize(struct __sk_buff *skb, struct conf *conf, _
 	struct big_frame *h;
 	struct big fresh = {}, *big;
 	__u32 room, words, len;
-	int tell = 1, own = 0;
+	int tell = 1, own = 0, splits;
 	__u64 id;
 	__u8 proto;
 
@@ -74,8 +85,12 @@ static __always_inline void oversize(struct __sk_buff *skb, struct conf *conf, _
 	if (skb->len - ETH_HLEN <= room || xm_skb_load_bytes(skb, 0, h, sizeof(*h)))
 		return;
 	if (h->eth[6] == be16(ETHERTYPE_IPV4)) {
-		/* Version, no options; DF and nothing else. Others are fragmented as they wish. */
-		if (((__u8 *)h->w)[0] != 0x45 || h->w[3] != be16(0x4000))
+		/*
+		 * Version, no options; DF and nothing else. Others are fragmented as they wish, but
+		 * not over IPv6.
+		 */
+		if (((__u8 *)h->w)[0] != 0x45 ||
+		    (h->w[3] != be16(0x4000) && (XM_FAMILY == 4 || h->w[3])))
 			return;
 		words = IPV4_WORDS;
 		proto = ((__u8 *)h->w)[9];
@@ -98,6 +113,7 @@ static __always_inline void oversize(struct __sk_buff *skb, struct conf *conf, _
 	if (len <= room || ((__u8 *)h->eth)[0] & 1)
 		return;
 
+	splits = XM_FAMILY == 4 || (skb->gso_size && proto == IPPROTO_TCP);
 	if (!granted) {
 		id = skb->ifindex;
 #pragma unroll
@@ -115,7 +131,7 @@ static __always_inline void oversize(struct __sk_buff *skb, struct conf *conf, _
 		big = big_get(&id);
 		fresh.first = big ? big->first : now;
 		fresh.told = big ? big->told : 0;
-		if (waits && !later_by(now, fresh.first, XM_OVERSIZE_PATIENCE))
+		if (waits && splits && !later_by(now, fresh.first, XM_OVERSIZE_PATIENCE))
 			tell = 0;
 		else if (big && big->told && !later_by(now, big->told, NSEC_PER_SEC))
 			tell = 0;
@@ -132,6 +148,8 @@ static __always_inline void oversize(struct __sk_buff *skb, struct conf *conf, _
 			else
 				count(idx, C_ERROR);
 			mark_clear(skb);
+			if (waits && !splits)
+				send_probe(skb, conf);
 		}
 	}
 	/*
@@ -139,7 +157,7 @@ static __always_inline void oversize(struct __sk_buff *skb, struct conf *conf, _
 	 * every packet, and drop it: a flow that gets its grant a round trip later would keep to
 	 * the smaller MTU for ten minutes.
 	 */
-	if (own)
+	if (own || XM_FAMILY == 6)
 		ip_let_split(skb, (struct ip_hdr *)h->w);
 }
 

@@ -54,6 +54,8 @@ enum kind {
 	KIND_DECODED, /* on its way into the link */
 	KIND_ASK, /* clone of a frame from the tunnel, to see where our FDB sends its answer */
 	KIND_TOO_BIG, /* clone of a frame that leaves, to become an ICMP error to its sender */
+	KIND_PROBE, /* clone of a frame that is too long for the fallback, which asks in its place
+		     */
 };
 
 /* skb->cb while such a mark is set. */

@@ -128,6 +128,63 @@ class Seen:
         return None
 
 
+class Seen6(Seen):
+    """The same of IPv6. There are no fragments among what these tests send."""
+
+    __slots__ = ()
+    flags = offset = 0
+
+    @property
+    def tos(self) -> int:
+        return int.from_bytes(self.data[:2], "big") >> 4 & 0xFF
+
+    @property
+    def dscp(self) -> int:
+        return self.tos >> 2
+
+    @property
+    def ecn(self) -> int:
+        return self.tos & 3
+
+    @property
+    def length(self) -> int:
+        return 40 + int.from_bytes(self.data[4:6], "big")
+
+    @property
+    def ttl(self) -> int:
+        return self.data[7]
+
+    @property
+    def protocol(self) -> int:
+        return self.data[6]
+
+    @property
+    def source(self) -> str:
+        return socket.inet_ntop(socket.AF_INET6, self.data[8:24])
+
+    @property
+    def destination(self) -> str:
+        return socket.inet_ntop(socket.AF_INET6, self.data[24:40])
+
+    @property
+    def payload(self) -> bytes:
+        return self.data[40:]
+
+    @property
+    def key(self) -> int:
+        """The flow label."""
+        return int.from_bytes(self.data[1:4], "big") & 0xFFFFF
+
+    @property
+    def inner(self) -> Seen | None:
+        match self.kind:
+            case "encoded" | "bounced":
+                return self
+            case "fallback" | "vxlan" if self.data[68:70] == b"\x86\xdd":
+                return Seen6(self.time, self.data[70:])
+        return None
+
+
 def watch(where: Host | Container, filter: str = "", *, snaplen: int = 128) -> Capture:
     """Captures at the fabric's side of a host's ``eth0``, or at a container's own ``eth0``.
 
@@ -139,14 +196,14 @@ def watch(where: Host | Container, filter: str = "", *, snaplen: int = 128) -> C
 
 
 def seen(capture: Capture) -> list[Seen]:
-    """Stops a capture, and returns its IPv4 packets."""
+    """Stops a capture, and returns its IPv4 and IPv6 packets."""
     from scapy.utils import RawPcapReader
 
     packets = []
     with RawPcapReader(str(capture.stop())) as reader:
         for frame, meta in reader:
-            if frame[12:14] == b"\x08\x00":
-                packets.append(Seen(meta.sec + meta.usec / 1e6, frame[14:]))
+            if kind := {b"\x08\x00": Seen, b"\x86\xdd": Seen6}.get(frame[12:14]):
+                packets.append(kind(meta.sec + meta.usec / 1e6, frame[14:]))
     return packets
 
 
@@ -247,16 +304,20 @@ class Receiver:
         self.socket = where.socket()
         # Enough for a receiver that the machine leaves waiting for seconds.
         self.socket.setsockopt(socket.SOL_SOCKET, 33, 1 << 24)  # SO_RCVBUFFORCE
-        self.socket.setsockopt(socket.IPPROTO_IP, 13, 1)  # IP_RECVTOS
+        if where.family == socket.AF_INET6:
+            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVTCLASS, 1)
+        else:
+            self.socket.setsockopt(socket.IPPROTO_IP, 13, 1)  # IP_RECVTOS
         self.socket.bind((where.address, port))
-        self.address: tuple[str, int] = self.socket.getsockname()
+        self.address: tuple[str, int] = self.socket.getsockname()[:2]
 
     def receive(self, timeout: float) -> tuple[bytes, int] | None:
         """The next datagram and its TOS byte, or None when none came for ``timeout`` seconds."""
         if not select.select([self.socket], [], [], timeout)[0]:
             return None
         data, control, _, _ = self.socket.recvmsg(65535, 64)
-        (tos,) = [value[0] for level, kind, value in control if (level, kind) == (socket.IPPROTO_IP, 1)]
+        wanted = (socket.IPPROTO_IP, 1), (socket.IPPROTO_IPV6, socket.IPV6_TCLASS)
+        (tos,) = [value[0] for level, kind, value in control if (level, kind) in wanted]
         return data, tos
 
     def close(self) -> None:
