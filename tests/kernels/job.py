@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from kmod_ebpf import loader
+
 from .fetch import Kernel
 from .machine import Limits, Machine
 from .suites import KernelsError
@@ -50,6 +52,27 @@ def directory(name: str) -> Path:
     return path
 
 
+def compile_into(path: Path) -> None:
+    """Compiles the datapath outside, where that takes a second, for :func:`datapath` to use.
+
+    One test compiles it inside, too, and compares.
+    """
+    for unit in (loader.DATAPATH, loader.CAPTURE, loader.COUNT):
+        loader.compile_object(RESULTS / "datapath", unit)
+    loader.compile_object(RESULTS / "datapath", family=6)
+    (path / "datapath").mkdir()
+    for file in (RESULTS / "datapath").glob(f"{loader._digest()}*"):
+        shutil.copy(file, path / "datapath")
+
+
+def datapath(path: str) -> str:
+    """The shell command that puts what is compiled in its place: for the package, and for the unit tests."""
+    return (
+        f"install -m 644 {path}/datapath/* /var/cache/xmasq/ && mkdir -p /tmp/pytest/d && "
+        "ln -sfn /var/cache/xmasq /tmp/pytest/d/xmasq-datapath"
+    )
+
+
 def script(arguments: Sequence[str], *, jobs: int, slowness: float) -> str:
     """The shell script that runs pytest with these arguments, ``jobs`` tests at a time; 0: in one process."""
     paths = [] if any(word.split("::")[0].startswith("tests") for word in arguments) else SUITES
@@ -61,6 +84,7 @@ def script(arguments: Sequence[str], *, jobs: int, slowness: float) -> str:
         *paths,
     ]
     return f"""cd {shlex.quote(str(ROOT))} || exit
+{datapath("/run/job")}
 export XMASQ_TEST_SLOWNESS={slowness:g} COLUMNS=110
 set -o pipefail
 {shlex.join(words)} | cat
@@ -81,6 +105,7 @@ def run(
     Raises :class:`KernelsError` when there is no result.
     """
     where = directory(kernel.series.name)
+    compile_into(where)
     (where / "job.sh").write_text(script(arguments, jobs=cpus, slowness=SLOWNESS))
     begin = time.monotonic()
     with open(where / "output", "w") as output:

@@ -70,7 +70,7 @@ class Machine:
     def _append(self) -> str:
         words = [
             "console=ttyS0,115200 panic=-1 oops=panic nokaslr mitigations=off preempt=full tsc=reliable",
-            "nmi_watchdog=0 audit=0 random.trust_cpu=on net.ifnames=0",
+            "nmi_watchdog=0 no_timer_check audit=0 random.trust_cpu=on net.ifnames=0",
             f"xmasq.modules={self.kernel.modules.resolve()} xmasq.guest={_GUEST} {self.options}",
         ]
         return " ".join(words)

@@ -53,6 +53,8 @@ def run(
     """
     where = job.directory(f"pair-{nic}")
     (where / "second").mkdir()
+    job.compile_into(where)
+    job.compile_into(where / "second")
     here, there = (
         Machine(
             kernel,
@@ -66,9 +68,8 @@ def run(
     )
     arguments = [*arguments, "tests/kernels/guest/pair", "-p", "no:randomly"]
     (where / "job.sh").write_text(job.script(arguments, jobs=0, slowness=job.SLOWNESS))
-    (where / "second" / "job.sh").write_text(
-        f"cd {job.ROOT} && exec {sys.executable} -m tests.kernels.guest.pair.agent\n"
-    )
+    agent = f"exec {sys.executable} -m tests.kernels.guest.pair.agent"
+    (where / "second" / "job.sh").write_text(f"cd {job.ROOT}\n{job.datapath('/run/job')}\n{agent}\n")
     failure: list[KernelsError] = []
     begin = time.monotonic()
 

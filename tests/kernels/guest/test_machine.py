@@ -10,10 +10,33 @@ from pathlib import Path
 
 import pytest
 
+from kmod_ebpf import loader
 from tests.e2e.observe import meet
-from tests.lab import Lab, bridged_overlay, process, tcp_transfer
+from tests.lab import Lab, bridged_overlay, patience, process, tcp_transfer
 
 pytestmark = pytest.mark.e2e
+
+
+def test_the_compiler_makes_the_same_of_the_datapath_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of what is compiled depends on the kernel that it is compiled on."""
+    if "xmasq.guest=" not in Path("/proc/cmdline").read_text():
+        pytest.skip("this is not a guest: it would be compared with itself")
+    monkeypatch.setattr(loader, "_COMPILE_SECONDS", patience(60))
+    assert loader.compile_object(None) == loader.compile_object()
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_the_kernel_takes_every_program(family: int) -> None:
+    loaded = loader.load(loader.compile_object(family=family))
+    try:
+        os.close(loader.load_program(loader.compile_object(family=family), loader.FLUSH, loaded.maps))
+    finally:
+        loaded.close()
+
+
+@pytest.mark.parametrize("unit", [loader.CAPTURE, loader.COUNT], ids=["capture", "count"])
+def test_the_kernel_takes_the_programs_that_come_on_demand(unit: loader.Unit) -> None:
+    loader.load(loader.compile_object(unit=unit), {}, unit[1]).close()
 
 
 def test_preemption() -> None:
