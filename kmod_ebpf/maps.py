@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import ctypes
 import ipaddress
+import struct
+from collections.abc import Callable
 from ctypes import c_uint8 as u8
 from ctypes import c_uint16 as u16
 from ctypes import c_uint32 as u32
@@ -26,6 +28,9 @@ Be128 = u8 * 16
 Be16 = u8 * 2
 
 
+_WORDS = {1: "B", 2: "H", 4: "I", 8: "Q"}
+
+
 class Struct(ctypes.LittleEndianStructure):
     """A C structure that converts from and to bytes."""
 
@@ -37,6 +42,21 @@ class Struct(ctypes.LittleEndianStructure):
     def raw(self) -> bytes:
         """The bytes of a key or value."""
         return bytes(self)
+
+    @classmethod
+    def reader(cls, *names: str) -> Callable[[bytes], tuple[Any, ...]]:
+        """A function that takes only these fields out of the bytes, faster than parse() for many.
+
+        names: in the order in which they lie. Numbers are ints, everything else is bytes.
+        """
+        types = {field[0]: field[1] for field in cls._fields_}
+        words, at = "<", 0
+        for name in names:
+            place = getattr(cls, name)
+            number = issubclass(types[name], ctypes._SimpleCData)
+            words += f"{place.offset - at}x" + (_WORDS[place.size] if number else f"{place.size}s")
+            at = place.offset + place.size
+        return struct.Struct(words).unpack_from
 
 
 LINK_UP, LINK_SECRET, LINK_LEARNING, LINK_ATTACHED, LINK_HALF = 0x01, 0x02, 0x04, 0x08, 0x10

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import os
+import socket
 import struct
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -23,9 +25,14 @@ from ._model import Flow, Key, Peer
 from ._netns import Netns, locked
 
 
+@functools.lru_cache(maxsize=4096)
+def _ip(raw: bytes) -> str:
+    return socket.inet_ntop(socket.AF_INET if len(raw) == 4 else socket.AF_INET6, raw)
+
+
 def ip(raw: Any) -> str:
-    """An address as text."""
-    return str(ipaddress.ip_address(bytes(raw)))
+    """An address as text. There may be a hundred thousand to print, most of them a few peers'."""
+    return _ip(bytes(raw))
 
 
 def mac(raw: Any) -> str:
@@ -46,24 +53,33 @@ def _flows(dp: Datapath, links: Mapping[int, Any], names: Mapping[int, str]) -> 
     by_index = {x.ifindex: x for x in links.values()}
     pairs = {idx: p.gen for idx, p in dp.values("pairs") if any(p.local)}
     now = _hold.now_ns()
-    for f, e in dp.values("flows"):
-        at = by_index.get(f.ifindex)
-        if at is not None and now < e.lease_end and pairs.get(e.pair) == e.pair_gen:
+    key_type, value_type = m.LAYOUTS[dp.family]["flows"]
+    assert key_type is not None
+    assert value_type is not None
+    read_key = key_type.reader("ifindex", "sip", "dip", "smac", "dmac", "dscp", "variant")
+    read_value = value_type.reader(
+        *("lease_end", "local", "peer", "oif", "pair_gen", "pair", "route", "nexthop", "key")
+    )
+    for raw_key, raw_value in dp.maps["flows"].items():
+        ifindex, sip, dip, smac, dmac, dscp, variant = read_key(raw_key)
+        end, local, peer, oif, pair_gen, pair, route, nexthop, key = read_value(raw_value)
+        at = by_index.get(ifindex)
+        if at is not None and now < end and pairs.get(pair) == pair_gen:
             yield Flow(
-                names.get(f.ifindex, f"if{f.ifindex}"),
+                names.get(ifindex) or f"if{ifindex}",
                 at.vni,
-                mac(f.smac),
-                mac(f.dmac),
-                ip(f.sip),
-                ip(f.dip),
-                f.dscp,
-                not f.variant & m.VAR_NODF,
-                ip(e.peer),
-                ip(e.local),
-                e.key,
-                (e.lease_end - now) // 1_000_000,
-                names.get(e.oif, f"if{e.oif}"),
-                ip(e.nexthop) if e.route else None,
+                smac.hex(":"),
+                dmac.hex(":"),
+                _ip(sip),
+                _ip(dip),
+                dscp,
+                not variant & m.VAR_NODF,
+                _ip(peer),
+                _ip(local),
+                key,
+                (end - now) // 1_000_000,
+                names.get(oif) or f"if{oif}",
+                _ip(nexthop) if route else None,
             )
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ctypes
+import random
 
 import pytest
 
@@ -86,3 +87,12 @@ def test_the_loaded_maps_have_these_sizes(net: Bench) -> None:
         assert (opened.key_size, opened.value_size) == (key, value), name
     assert set(net.a.dp.maps) == {*m.LAYOUT, "stats"}
     assert net.a.dp.maps["stats"].value_size == 8 * len(m.COUNTERS)
+
+
+def test_a_reader_takes_out_what_parse_has() -> None:
+    for structure in (m.Flow, m.Flow6, m.Entry, m.Entry6, m.Slot, m.Link):
+        raw = bytes(random.Random(5).randbytes(ctypes.sizeof(structure)))
+        names = [field[0] for field in structure._fields_][1::2]
+        whole = structure.parse(raw)
+        wanted = [getattr(whole, name) for name in names]
+        assert structure.reader(*names)(raw) == tuple(x if isinstance(x, int) else bytes(x) for x in wanted)
