@@ -12,6 +12,7 @@ import functools
 import itertools
 import os
 import secrets
+import socket
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, ParamSpec, TypeVar, cast
 
@@ -37,10 +38,10 @@ def u32(value: int) -> bytes:
     return value.to_bytes(4, "little")
 
 
-def _all_devices(ipr: IPRoute) -> Iterator[int]:
+def _all_devices() -> Iterator[int]:
     """Indexes of all devices; asks the kernel when the first is wanted."""
-    for msg in ipr.get_links():
-        yield msg["index"]
+    for index, _ in socket.if_nameindex():
+        yield index
 
 
 class Datapath:
@@ -81,7 +82,7 @@ class Datapath:
         """
         seen: dict[int, dict[str, int]] = {family: {} for family in families}
         clsact = clsact_devices(ipr)
-        for ifindex in itertools.chain(devices or [], _all_devices(ipr)):
+        for ifindex in itertools.chain(devices or [], _all_devices()):
             for f in filters(ipr, ifindex, clsact=clsact):
                 if f.family in seen:
                     seen[f.family].setdefault(f.program, f.prog_id)
@@ -176,9 +177,8 @@ class Datapath:
         """All links by their index in the maps."""
         found = {}
         for key, raw in self.maps["links"].items():
-            link: Any = self.types.Link.parse(raw)
-            if link.ifindex:
-                found[int.from_bytes(key, "little")] = link
+            if any(raw[:4]):  # ifindex
+                found[int.from_bytes(key, "little")] = self.types.Link.parse(raw)
         return found
 
     def put_link(self, idx: int, link: Any) -> None:

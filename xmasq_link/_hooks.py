@@ -100,6 +100,16 @@ def _raw_filters(ipr: IPRoute, ifindex: int, parent: int) -> Iterator[tuple[int,
         yield msg["info"] >> 16, msg["handle"], msg.get_attr("TCA_KIND") or "", name or "", prog
 
 
+@functools.lru_cache(maxsize=64)
+def _name(prog_id: int) -> str:
+    """A program's name. The kernel gives an id again only after two thousand million others."""
+    fd = bpf.prog_fd(prog_id)
+    try:
+        return bpf.prog_info(fd).name
+    finally:
+        os.close(fd)
+
+
 def _tcx(ifindex: int, parent: int) -> Iterator[tuple[str, int]]:
     """Names and ids of the tcx programs of a hook."""
     if not has_tcx():
@@ -112,13 +122,9 @@ def _tcx(ifindex: int, parent: int) -> Iterator[tuple[str, int]]:
         raise
     for prog_id in ids:
         try:
-            fd = bpf.prog_fd(prog_id)
+            yield _name(prog_id), prog_id
         except FileNotFoundError:
             continue  # went away meanwhile
-        try:
-            yield bpf.prog_info(fd).name, prog_id
-        finally:
-            os.close(fd)
 
 
 def filters(
