@@ -32,7 +32,7 @@ def _parts(options: argparse.Namespace) -> dict[str, Callable[[Report, Callable[
     rounds, loads = options.rounds, options.workload
 
     def all_traffic(found: Report, say: Callable[[str], None]) -> None:
-        found.traffic = traffic.measure(rounds, say, loads)
+        traffic.measure(found.traffic, rounds, say, loads)
 
     def all_programs(found: Report, say: Callable[[str], None]) -> None:
         found.programs = programs.measure(max(3, rounds // 2), say)
@@ -97,12 +97,13 @@ def main() -> int:
 
     parts = _parts(options)
     found = Report(machine.describe())
-    try:
-        for name in options.part or parts:
+    failed = 0
+    for name in options.part or parts:
+        try:
             parts[name](found, say)
-    except (LabError, XmasqError) as error:
-        print(f"bench: {error}", file=sys.stderr)
-        return 1
+        except (LabError, XmasqError) as error:  # the other parts may still do
+            print(f"bench: {name}: {error}", file=sys.stderr)
+            failed = 1
     found.seconds = time.monotonic() - begin
     options.out.mkdir(parents=True, exist_ok=True)
     text = report.text(found)
@@ -111,7 +112,7 @@ def main() -> int:
     files = list(plots.draw(found.traffic, options.out)) if found.traffic else []
     print(text)
     print("Written:", options.out / "results.json", options.out / "results.txt", *files)
-    return 0
+    return failed
 
 
 if __name__ == "__main__":

@@ -41,13 +41,13 @@ def workloads(regime: Regime) -> tuple[Workload, ...]:
 
 
 def measure(
+    results: Results,
     rounds: int,
     say: Callable[[str], None],
     wanted: Sequence[str] = (),
     regimes: Sequence[Regime] = REGIMES,
-) -> Results:
-    """All rounds. `wanted`: names of workloads, all if empty. Raises LabError."""
-    results: Results = {}
+) -> None:
+    """All rounds, into `results`. `wanted`: names of workloads, all if empty. Raises LabError."""
     names = network.candidates()
     with contextlib.ExitStack() as stack:
         say("building the networks")
@@ -63,11 +63,11 @@ def measure(
                 for workload in todo:
                     say(f"round {number + 1} of {rounds}: {regime.name}: {workload.name}")
                     _turns(results, regime, workload, [networks[regime.mtu][name] for name in turn])
-    return results
 
 
 def _turns(results: Results, regime: Regime, workload: Workload, turn: list[network.Network]) -> None:
+    found = {one.candidate: workload.run(one) for one in turn}  # all of a round, or nothing
     table = results.setdefault(regime.name, {}).setdefault(workload.name, {})
-    for one in turn:
-        for metric, value in workload.run(one).items():
-            table.setdefault(metric, {}).setdefault(one.candidate, []).append(value)
+    for candidate, values in found.items():
+        for metric, value in values.items():
+            table.setdefault(metric, {}).setdefault(candidate, []).append(value)
