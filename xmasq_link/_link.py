@@ -333,6 +333,7 @@ def _reap(ipr: IPRoute, dp: Datapath) -> None:
     alive = device_names(ipr)
     for idx, link in dp.links().items():
         if link.ifindex not in alive:
+            take_keys_back(dp, idx, link)
             dp.drop_link(idx)
         elif link.flags & m.LINK_HALF and link.flags & m.LINK_ATTACHED:
             dp.unhook_link(ipr, link.ifindex)
@@ -606,6 +607,25 @@ def delete_link(name: str, *, netns: Netns | None = None) -> None:
         _reap(ipr, dp)
         if not dp.links():
             _hold.removed(dp.family)
+
+
+@api
+def prune_links(*, netns: Netns | None = None) -> int:
+    """Takes away what is left of links whose devices others have deleted, such as `ip link del`.
+
+    The last one takes the datapath along. Returns how many there were. Raises InputError, XmasqError.
+    """
+    require_root()
+    gone = 0
+    with locked(), IPRoute() as ipr, contextlib.ExitStack() as close:
+        for dp in Datapath.find_all(ipr, [], [4, 6]):
+            close.callback(dp.close)
+            before = len(dp.links())
+            _reap(ipr, dp)
+            gone += before - len(dp.links())
+            if before and not dp.links():
+                _hold.removed(dp.family)
+    return gone
 
 
 def take_keys_back(dp: Datapath, idx: int, link: Any) -> list[Any]:

@@ -204,8 +204,9 @@ def check(asked: Mapping[str, Any], data: Any) -> None:
 def present(data: Any, attributes: Mapping[str, Any]) -> dict[str, Any]:
     """What a device has for these attributes now: to go back to it. data: its IFLA_INFO_DATA."""
     found = {name: data.get_attr(f"IFLA_{name.upper()}") for name in attributes}
-    if "vxlan_group" in found and found["vxlan_group"] is None:
-        found["vxlan_group"] = "0.0.0.0"
+    for name, none in (("vxlan_group", "0.0.0.0"), ("vxlan_group6", "::")):
+        if name in found and found[name] is None:
+            found[name] = none
     return {name: value for name, value in found.items() if value is not None}
 
 

@@ -7,13 +7,17 @@ keys for a device that is no longer there.
 
 from __future__ import annotations
 
+import socket
 import time
 
 import pytest
 
-from tests.lab import Host, Overlay, routed_overlay, xmasq
+from kmod_ebpf import bpf
+from tests.lab import ROOT, Host, Overlay, routed_overlay, xmasq, xmasq_json
+from xmasq_link import netns
 
-from .observe import negotiate, programs, stats
+from .observe import maps_of, negotiate, programs, stats, until
+from .test_lifecycle import exists
 
 pytestmark = pytest.mark.e2e
 
@@ -47,6 +51,57 @@ def test_plain_vxlan_takes_over(lab):
     after = stats(there)
     assert after["encoded"] == before["encoded"]
     assert after["confirm_rx"] == before["confirm_rx"]
+
+
+def uevents(host: Host) -> socket.socket:
+    """The kernel's own device events of a namespace (lib/kobject_uevent.c)."""
+    with netns(host.name):
+        listener = socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, 15)  # NETLINK_KOBJECT_UEVENT
+    listener.bind((0, 1))
+    listener.settimeout(5)
+    return listener
+
+
+def test_prune(lab):
+    """What the rule for udev looks for is in the event, and what it runs takes all away."""
+    (rule,) = (
+        line
+        for line in (ROOT / "iproute_ext/xmasq.rules").read_text().splitlines()
+        if not line.startswith("#")
+    )
+    command = rule.partition('RUN+="')[2].rstrip('"').split()
+    assert (command[0], rule.count("==")) == ("@PREFIX@/bin/xmasq", 3)
+    hosts = lab.hosts(2)
+    overlay = routed_overlay(hosts, "xmasq", options=["lease", "60"])
+    a, b = overlay.containers
+    there, here = hosts
+    negotiate(a, b)
+    xmasq(here, "link", "add", "xm1", "id", "7", "local", here.address)
+    with uevents(here) as listener:
+        here.ip("link del xm0")
+        event: set[bytes] = set()
+        while not event >= {b"ACTION=remove", b"SUBSYSTEM=net", b"INTERFACE=xm0"}:
+            event = set(listener.recv(8192).split(b"\0"))
+    assert b"DEVTYPE=vxlan" in event
+    assert xmasq(here, *command[1:]).stdout == "1 pruned\n"
+    assert programs(here, "eth0") != {}  # of the link that is left
+    # Its keys were taken back: the peer does not encode for it any more.
+    until(lambda: xmasq_json(there, "flow", "show") == [], "the peer has stopped")
+    here.ip("link del xm1")
+    assert xmasq(here, *command[1:]).stdout == "1 pruned\n"
+    assert programs(here, "eth0") == {}
+    assert xmasq(here, *command[1:]).stdout == "0 pruned\n"
+
+
+def test_nothing_outlives_its_namespace(lab):
+    host = lab.host()
+    xmasq(host, "link", "add", "xm0", "id", "1", "local", host.address)
+    ids = set(programs(host, "eth0").values()) | set(programs(host, "xm0").values())
+    maps = {number for program in ids for number in maps_of(program)}
+    assert (len(ids), len(maps) > 20) == (4, True)
+    lab.remove_namespace(host.name.removeprefix(f"{lab.prefix}-"))
+    until(lambda: not any(exists(bpf.prog_fd, number) for number in ids), "programs are gone")
+    until(lambda: not any(exists(bpf.map_fd, number) for number in maps), "maps are gone")
 
 
 def test_the_next_command_takes_the_rest_away(lab):

@@ -23,6 +23,7 @@ ADD = "link add xm0 type xmasq id 42 local 192.0.2.1"
 FILES = (
     "bin/xmasq",
     "bin/xmasq-cni",
+    "lib/udev/rules.d/90-xmasq.rules",
     "share/man/man8/xmasq.8",
     "share/man/man8/ip-link-xmasq.8",
     "share/bash-completion/completions/xmasq",

@@ -111,6 +111,7 @@ def calls(monkeypatch):
         "create_link": LINK,
         "delete_link": None,
         "set_link": None,
+        "prune_links": 2,
         "links": lambda: [LINK],
         "flows": lambda: iter([FLOW]),
         "keys": lambda: iter([KEY]),
@@ -281,6 +282,7 @@ def test_any_words_are_understood_or_refused(line):
                 {"remote": "192.0.2.9", "learning": False, "vxlan": {"ttl": 9}, "device": {"alias": "x"}},
             ),
         ),
+        ("link prune", ("prune_links", (), {})),
         ("link show", ("links", (None,), {})),
         ("link", ("links", (None,), {})),
         ("link list xm0", ("links", ("xm0",), {})),
@@ -312,7 +314,7 @@ def test_calls(run, calls, line, call):
     [
         ("", "OBJECT: missing; allowed are link, flow, key, peer, flush"),
         ("tunnel", "tunnel: unknown object; allowed are link, "),
-        ("link frob", 'frob: unknown command of "link"; allowed are add, set, delete, show'),
+        ("link frob", 'frob: unknown command of "link"; allowed are add, set, delete, prune, show'),
         ("-z link", "-z: unknown option; allowed are -statistics, "),
         ("-", "-: unknown option"),
         ("-n", "netns: a value is missing"),
@@ -693,7 +695,7 @@ def test_batch(run, calls, tmp_path, monkeypatch):
     status, _, said = run(f"-b {path}")
     assert status == 1
     assert said.splitlines() == [
-        'xmasq: frob: unknown command of "link"; allowed are add, set, delete, show, or "help"',
+        'xmasq: frob: unknown command of "link"; allowed are add, set, delete, prune, show, or "help"',
         f"Command failed {path}:6",
     ]
     assert [call[0] for call in calls] == ["set_link", "set_link"]
@@ -717,7 +719,7 @@ def test_batch(run, calls, tmp_path, monkeypatch):
     ("line", "expected"),
     [
         ("l", {"link"}),
-        ("link ", {"add", "set", "delete", "show", "help"}),
+        ("link ", {"add", "set", "delete", "prune", "show", "help"}),
         ("li s", {"set", "show"}),
         ("-n blue link d", {"delete"}),
         ("-n ", {"@netns"}),

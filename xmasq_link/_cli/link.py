@@ -14,7 +14,7 @@ from .._vxlan import OPTIONS
 from . import linkwords
 from .command import Command
 from .counters import counter_lines, stats64, traffic_lines
-from .linkwords import ADD, DELETE, SET, SHOW, gather
+from .linkwords import ADD, DELETE, PRUNE, SET, SHOW, gather
 from .output import Options, one_line, show
 from .secret import read_secret
 from .words import parse, require
@@ -42,6 +42,12 @@ def delete(words: Sequence[str], options: Options) -> None:
     found = parse(words, DELETE, "link delete", bare="name")
     require(found, DELETE, "link delete", "name")
     api.delete_link(found["name"])
+
+
+def prune(words: Sequence[str], options: Options) -> None:
+    """xmasq link prune"""
+    parse(words, PRUNE, "link prune")
+    show([api.prune_links()], lambda n: f"{n} pruned", options, lambda n: {"pruned": n})
 
 
 def set_(words: Sequence[str], options: Options) -> None:
@@ -185,5 +191,6 @@ COMMANDS = (
     Command("add", add, changes=True, grammar=ADD),
     Command("set", set_, also=("change",), changes=True, whole=True, grammar=SET, bare="name"),
     Command("delete", delete, changes=True, whole=True, grammar=DELETE, bare="name"),
+    Command("prune", prune, changes=True, whole=True, grammar=PRUNE),
     Command("show", show_, also=("list", "lst"), grammar=SHOW, bare="name"),
 )

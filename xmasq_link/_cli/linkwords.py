@@ -121,7 +121,7 @@ ADD = (
     DOWN,
     TYPE,
     Word("id", "vni", number(0, 16777215), "VNI (0 to 16777215)", also=("vni",)),
-    Word("local", "local", text, "ADDR (an IPv4 address of this host)"),
+    Word("local", "local", text, "ADDR (an address of this host)"),
     Word("dev", "dev", text, "DEVICE (that reaches the peers)"),
     _REMOTE,
     _GROUP,
@@ -142,6 +142,7 @@ ADD = (
 )
 _LINK = Word("dev", "name", text, "NAME (of an xmasq link)")
 DELETE = (Word("name", "name", text, "NAME (of an xmasq link)", also=("dev",)), TYPE)
+PRUNE: tuple[Word, ...] = ()
 SHOW = (
     DELETE[0],
     UP,
@@ -220,6 +221,7 @@ Usage: xmasq link add [ name ] NAME [ DEVICE SETTINGS ] [ type xmasq ] id VNI lo
                       [ { remote | group } ADDR ] [ [no]learning ] [ ageing SECONDS ] [ ttl TTL ]
                       [ tos TOS ] [ df DF ] [ flowlabel LABEL ] [ [no]localbypass ]
                       [ lease TIME ] [ fastpath { on | off } ] [ secret-file PATH ]
+       xmasq link prune
        xmasq link [ show [ [ dev ] NAME ] [ up ] [ master DEVICE ] [ group GROUP ] ]
 
 DEVICE SETTINGS are those of ip link: [ up | down ] [ mtu MTU ] [ address LLADDR ]
@@ -233,7 +235,7 @@ Refused, with the reason: external, vnifilter, gbp, gpe, netns, link.
 
 Where: VNI   := 0 to 16777215
        MTU   := 68 to the underlay's, which is the default
-       ADDR  := an IPv4 address; that of local is one of this host's
+       ADDR  := an IPv4 or IPv6 address; that of local is one of this host's
        TTL   := { 1 to 255 | auto | inherit }
        TOS   := { 00 to ff | NAME | inherit }
        DF    := { unset | set | inherit }
