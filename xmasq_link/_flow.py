@@ -24,6 +24,9 @@ from ._link import device_names, find_links
 from ._model import Flow, Key, Peer
 from ._netns import Netns, locked
 
+#: So long a host that we have sent to may ask for keys (XM_OWN_AGE in kmod_ebpf/src/parse.h).
+_TOLD_NS = 300 * 1_000_000_000
+
 
 @functools.lru_cache(maxsize=4096)
 def _ip(raw: bytes) -> str:
@@ -125,7 +128,8 @@ def _keys(
 
 @api
 def peers(*, netns: Netns | None = None) -> list[Peer]:
-    """The remote VTEPs that have been heard to speak xmasq."""
+    """The remote VTEPs that speak xmasq, and those that this host has sent to in the last minutes and
+    that have not been heard to."""
     with IPRoute() as ipr, find_links(ipr) as found:
         return [peer for dp, _ in found for peer in _peers(dp)]
 
@@ -140,9 +144,11 @@ def _peers(dp: Datapath) -> Iterator[Peer]:
     for _, _, s in dp.slots(now):
         if s.valid > now:
             decoded[ip(s.local), ip(s.peer)] += 1
+    seen = set()
     for _, p in dp.values("pairs"):
         if any(p.local):
             pair = ip(p.local), ip(p.peer)
+            seen.add(pair)
             off = max(0, p.off_until - now)
             yield Peer(
                 pair[1],
@@ -150,9 +156,13 @@ def _peers(dp: Datapath) -> Iterator[Peer]:
                 (now - p.heard) // 1_000_000 if p.heard else None,
                 encoded[pair],
                 decoded[pair],
-                "path" if off else "ok",
+                "path" if off else "ok" if p.heard else "vxlan",
                 off // 1_000_000,
             )
+    for k, told in dp.values("told"):
+        pair = ip(k.local), ip(k.peer)
+        if pair not in seen and now - told.at < _TOLD_NS:
+            yield Peer(pair[1], pair[0], None, 0, 0, "vxlan", 0)
 
 
 def _address(argument: str, text: str | None) -> bytes | None:

@@ -79,6 +79,8 @@ def has_tcx() -> bool:
     """Whether the kernel has tcx."""
     try:
         bpf.prog_query(1, bpf.TCX_INGRESS)
+    except PermissionError:
+        raise  # or nobody would be told that there is nothing
     except OSError as e:
         return e.errno == errno.ENODEV
     return True

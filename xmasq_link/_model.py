@@ -126,10 +126,11 @@ class Key:
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """A remote VTEP that speaks xmasq.
+    """A remote VTEP.
 
-    verdict: "ok", or "path" while nothing is encoded towards it because the path was seen to spoil
-    or swallow encoded packets; that lasts for another off_for_ms.
+    heard_ms_ago: None if it was never heard to speak xmasq. verdict: "ok"; "path" while nothing is
+    encoded towards it because the path was seen to spoil or swallow encoded packets, which lasts for
+    another off_for_ms; "vxlan" if this host sends to it, and it has not been heard to speak xmasq.
     """
 
     peer: str
