@@ -23,7 +23,7 @@ import urllib3
 from . import config
 from .config import Endpoint, Net, Network
 from .errors import CniError
-from .store import SOCKET_OPTIONS, Build, Change, ListAgain, Snapshot, StoreError
+from .store import SOCKET_OPTIONS, Build, Change, ListAgain, Snapshot, StoreError, reason
 
 LEASE_DEFAULT_S = 86400
 KEEP_MOST_S = 20.0
@@ -274,7 +274,7 @@ class _Gateway:
         except urllib3.exceptions.ReadTimeoutError:
             return  # quiet, or half open: a new request tells
         except (urllib3.exceptions.HTTPError, OSError) as e:
-            raise StoreError(f"etcd: the watch ended: {_reason(e)}") from e
+            raise StoreError(f"etcd: the watch ended: {reason(e)}") from e
         finally:
             response.close()
         raise StoreError("etcd: the watch ended")
@@ -285,7 +285,7 @@ class _Gateway:
             try:
                 response = self._authorised(url, path, body, timeout, stream)
             except (urllib3.exceptions.HTTPError, OSError) as e:
-                failed = f"etcd: {url}: {_reason(e)}"
+                failed = f"etcd: {url}: {reason(e)}"
                 self._last(url)
                 continue
             if response.status == 200:
@@ -350,7 +350,3 @@ def _object(data: bytes) -> dict[str, Any]:
     except ValueError as e:
         raise StoreError(f"etcd: the answer is not JSON: {data[:60]!r}") from e
     return answer if isinstance(answer, dict) else {}
-
-
-def _reason(e: Exception) -> str:
-    return str(getattr(e, "reason", None) or e) or type(e).__name__

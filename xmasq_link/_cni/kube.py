@@ -22,7 +22,7 @@ from kubernetes.config import ConfigException, load_incluster_config, load_kube_
 from . import config
 from .config import Endpoint, Net, Network
 from .errors import CniError
-from .store import SOCKET_OPTIONS, Build, Change, ListAgain, Snapshot, StoreError
+from .store import SOCKET_OPTIONS, Build, Change, ListAgain, Snapshot, StoreError, reason
 
 #: A Node object, as in JSON.
 Node = dict[str, Any]
@@ -185,7 +185,7 @@ def _errors() -> Iterator[None]:
     except ValueError as e:
         raise StoreError(f"kubernetes: the answer is not JSON: {e}") from e
     except (urllib3.exceptions.HTTPError, OSError) as e:
-        raise StoreError(f"kubernetes: {' '.join(str(getattr(e, 'reason', None) or e).split())}") from e
+        raise StoreError(f"kubernetes: {reason(e)}") from e
 
 
 def _message(e: ApiException) -> str:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -28,6 +29,12 @@ SOCKET_OPTIONS = [
 
 class StoreError(Exception):
     """The datastore can not be reached or refuses. The text is one line. It is tried again later."""
+
+
+def reason(e: Exception) -> str:
+    """What an HTTP client's exception is about, in one line that is the same each time."""
+    text = " ".join(str(getattr(e, "reason", None) or e).split()) or type(e).__name__
+    return re.sub(r"^<[^>]*>: ", "", text)  # urllib3 1.26 begins with an object's address
 
 
 class ListAgain(Exception):
