@@ -218,6 +218,7 @@ def certificates(lab: Lab, address: str) -> dict[str, str]:
     return paths
 
 
+@pytest.mark.slow
 def test_tls_and_users(lab):
     host = lab.host()
     paths = certificates(lab, host.address)
