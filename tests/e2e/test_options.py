@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from kmod_ebpf import maps as m
+from tests.e2e.test_cli import state
 from tests.lab import Host, Lab
 from xmasq_link import _vxlan, netns
 from xmasq_link._cli import linkwords
@@ -23,6 +24,7 @@ pytestmark = pytest.mark.e2e
 
 Run = Callable[..., str]
 KEEPER = "198.51.100.1"
+SIX_ADDRESS = "2001:db8::1"
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +32,8 @@ def host() -> Iterator[Host]:
     with Lab() as lab:
         host = lab.host()
         host.ip("link add br0 type bridge", "link add br1 type bridge", f"addr add {KEEPER}/32 dev eth0")
+        host.run("sysctl -q -w net.ipv6.conf.eth0.disable_ipv6=0")
+        host.ip(f"addr add {SIX_ADDRESS}/64 dev eth0 nodad")
         # One link that stays: the datapath need not be loaded for each test.
         assert main(["-n", host.name, *f"link add keep0 id 1 local {KEEPER}".split()]) == 0
         yield host
@@ -143,6 +147,40 @@ def test_reaches_a_young_kernel(xmasq, words):
     assert subset(YOUNG[words], link["linkinfo"]["info_data"])
 
 
+#: Over IPv6: words, and what `ip` says. The host's address is 2001:db8::1.
+SIX = {
+    "remote 2001:db8::9": {"remote6": "2001:db8::9"},
+    "group ff05::100 dev eth0": {"group6": "ff05::100", "link": "eth0"},
+    "flowlabel 0x12345": {"label": "0x12345"},
+    "label 0": {"label": None},
+    "udp6zerocsumtx": {"udp_zero_csum6_tx": True},
+    "noudp6zerocsumtx": {"udp_zero_csum6_tx": False},
+    "ttl 9 tos 10 df unset": {"ttl": 9, "df": "unset"},
+}
+
+
+@pytest.mark.parametrize("words", SIX)
+def test_reaches_the_kernel_over_ipv6(host, xmasq, words):
+    xmasq(f"link add xm0 type xmasq id 42 local {SIX_ADDRESS} {words}")
+    data = by_ip(host)["linkinfo"]["info_data"]
+    assert (data["id"], data["local6"]) == (42, SIX_ADDRESS)
+    assert subset(SIX[words], data)
+
+
+def test_ipv6_link_changed(host, xmasq):
+    xmasq(f"link add xm0 type xmasq id 42 local {SIX_ADDRESS}")
+    xmasq("link set xm0 remote 2001:db8::77 flowlabel 7 ttl 5")
+    data = by_ip(host)["linkinfo"]["info_data"]
+    assert subset({"remote6": "2001:db8::77", "label": "0x7", "ttl": 5}, data)
+    line = xmasq("link set xm0 remote 192.0.2.9", 2)
+    assert line.startswith("xmasq: remote: ")
+    # The second half fails, so the first is taken back: there was no remote before it.
+    xmasq("link del xm0")
+    xmasq(f"link add xm0 type xmasq id 42 local {SIX_ADDRESS}")
+    xmasq("link set xm0 remote 2001:db8::77 master xm0", 2)
+    assert "remote6" not in by_ip(host)["linkinfo"]["info_data"]
+
+
 def test_mcroute(xmasq):
     """The kernel takes it without telling; 2 it would refuse, so it does look at it."""
     xmasq(f"{ADD} mcroute group 239.1.1.1 dev eth0")
@@ -191,9 +229,9 @@ REFUSED = {
 
 @pytest.mark.parametrize("words", REFUSED)
 def test_refused_with_the_reason(host, xmasq, words):
-    before = host.ip_json("link show")
+    before = state(host)
     assert xmasq(f"{ADD} {words}", 2).startswith(f"xmasq: {REFUSED[words]}")
-    assert [link["ifname"] for link in host.ip_json("link show")] == [link["ifname"] for link in before]
+    assert state(host) == before
 
 
 def test_unknown_to_the_kernel(host, xmasq, monkeypatch):
@@ -414,6 +452,32 @@ def test_another_mark_carries_traffic():
         assert a.ping(b, count=20).lost == 0
         (link,) = shown(hosts[0], "-s", "link", "show")
         assert link["xmasq"]["encoded"] >= 15
+
+
+@pytest.mark.parametrize("words", ["group 239.1.1.1", "df set", "remcsumrx rsc noudpcsum"])
+def test_traffic_with(words):
+    """Options that change what the fallback looks like, or where it goes: both ways carry packets."""
+    from tests.lab import bridged_overlay, tcp_transfer
+    from tests.lab import xmasq as command
+    from tests.lab import xmasq_json as shown
+
+    with Lab() as lab:
+        hosts = lab.hosts(2)
+        overlay = bridged_overlay(hosts, "xmasq", options=words.split())
+        a, b = overlay.containers
+        if "group" in words:  # instead of the list of all hosts
+            for host in hosts:
+                for other in hosts:
+                    if other is not host:
+                        entry = f"00:00:00:00:00:00 dev xm0 dst {other.address}"
+                        host.bridge(f"fdb del {entry} self permanent")
+        assert a.ping(b, count=30, interval=0.02).received >= 28
+        assert tcp_transfer(a, b, 300_000).size == 300_000
+        (link,) = shown(hosts[0], "-s", "link", "show", "xm0")
+        assert link["xmasq"]["encoded"] > 20
+        for host in hosts:
+            command(host, "link", "set", "xm0", "fastpath", "off")
+        assert tcp_transfer(a, b, 300_000).size == 300_000
 
 
 # What `ip` prints, we print
