@@ -745,6 +745,32 @@ def test_completion(run, calls, line, expected):
     assert calls == []
 
 
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("link s", {"set", "show"}),
+        ("li set lo", {"lo"}),
+        ("-n ", None),
+        ("link add xm0 df ", {"set", "unset"}),
+    ],
+)
+def test_completion_in_bash(tmp_path, line, expected):
+    words = ["xmasq", *line.split(" ")]
+    script = f"""
+source {ROOT}/iproute_ext/completion/xmasq
+COMP_WORDS=({" ".join(word or '""' for word in words)}); COMP_CWORD={len(words) - 1}; _xmasq
+printf '%s\\n' "${{COMPREPLY[@]}}"
+"""
+    command = tmp_path / "xmasq"
+    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m xmasq_link "$@"\n')
+    command.chmod(0o755)
+    env = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, env=env, check=True)
+    assert done.stderr == ""
+    if expected is not None:
+        assert expected <= set(done.stdout.split())
+
+
 def test_completion_of_everything(run):
     """Each keyword of each command is offered where it may stand."""
     for command, grammar in GRAMMARS.items():

@@ -216,7 +216,7 @@ def _batch(options: Options, signals: Signals) -> int:
                     raise InputError("batch", f"{e}") from e
                 if words:
                     _object(words, options, signals)
-            except (XmasqError, OSError) as e:
+            except (XmasqError, OSError, Exit) as e:
                 if isinstance(e, BrokenPipeError):
                     raise
                 _report(e)
