@@ -6,9 +6,9 @@ from __future__ import annotations
 from . import loader
 
 
-def table_bytes() -> dict[str, int]:
-    """Bytes of each map as the kernel charges them (fdinfo, memlock). Needs root."""
-    loaded = loader.load(loader.compile_object())
+def table_bytes(family: int = 4) -> dict[str, int]:
+    """Bytes of each map as the kernel charges them (fdinfo, memlock). family: of the underlay. Needs root."""
+    loaded = loader.load(loader.compile_object(family=family))
     try:
         sizes = {}
         for name, opened in loaded.maps.items():
@@ -21,7 +21,8 @@ def table_bytes() -> dict[str, int]:
 
 
 if __name__ == "__main__":
-    table = table_bytes()
-    for name, size in sorted(table.items(), key=lambda item: -item[1]):
-        print(f"{name:10} {size / 1e6:8.2f} MB")
-    print(f"{'all':10} {sum(table.values()) / 1e6:8.2f} MB")
+    tables = {family: table_bytes(family) for family in (4, 6)}
+    print(f"{'MB':10} {'IPv4':>8} {'IPv6':>8}")
+    for name in sorted(tables[4], key=lambda name: -tables[6][name]):
+        print(f"{name:10} {tables[4][name] / 1e6:8.2f} {tables[6][name] / 1e6:8.2f}")
+    print(f"{'all':10} {sum(tables[4].values()) / 1e6:8.2f} {sum(tables[6].values()) / 1e6:8.2f}")

@@ -182,7 +182,7 @@ def check_bits(
         for word, value in (("segment-bits", seg_bits), ("key-bits", key_bits)):
             if value is not None:
                 raise InputError(
-                    word, f"is for IPv4 underlays; over IPv6 ({local}) there are 32,767 keys anyway"
+                    word, f"is for IPv4 underlays; over IPv6 ({local}) there are 16,383 keys anyway"
                 )
     if seg_bits is not None:
         _in_range("segment-bits", seg_bits, 4, 8)

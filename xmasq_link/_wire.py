@@ -39,8 +39,10 @@ VXLAN_FLAG_I = 0x08
 IP_DF = 0x4000
 
 _LAYOUT = struct.Struct("!B7sBBBBI6s6s4s4sBBHIIIIQ")
-#: Bytes of a control payload: the first so many of the UDP payload.
+_LAYOUT6 = struct.Struct("!B7sBBBBI6s6s16s16sBBHIIIIQ")
+#: Bytes of a control payload: the first so many of the UDP payload. Over IPv6 the addresses are longer.
 CTL_LEN = _LAYOUT.size
+CTL_LEN6 = _LAYOUT6.size
 #: Offset of each field in the control payload, in bytes.
 CTL_OFFSETS = {
     "vxlan_flags": 0,
@@ -62,6 +64,12 @@ CTL_OFFSETS = {
     "nonce_a": 48,
     "nonce_b": 52,
     "auth": 56,
+}
+
+#: The same over IPv6.
+CTL_OFFSETS6 = {
+    name: at + (0 if at <= CTL_OFFSETS["sip"] else 12 if name == "dip" else 24)
+    for name, at in CTL_OFFSETS.items()
 }
 
 _WORD = (1 << 64) - 1
@@ -181,9 +189,15 @@ class Control:
     vxlan_rest: bytes = bytes(7)
 
     def pack(self) -> bytes:
-        """The CTL_LEN bytes on the wire. Raises ValueError if a field does not fit its place."""
+        """The bytes on the wire: CTL_LEN, or CTL_LEN6 with IPv6 addresses.
+
+        Raises ValueError if a field does not fit its place.
+        """
+        ends = [ipaddress.ip_address(text) for text in (self.sip, self.dip)]
+        if ends[0].version != ends[1].version:
+            raise ValueError(f"{self.sip} and {self.dip} are of different families")
         try:
-            return _LAYOUT.pack(
+            return (_LAYOUT if ends[0].version == 4 else _LAYOUT6).pack(
                 self.vxlan_flags,
                 self.vxlan_rest,
                 self.version,
@@ -193,8 +207,7 @@ class Control:
                 self.vni,
                 _mac(self.smac),
                 _mac(self.dmac),
-                ipaddress.IPv4Address(self.sip).packed,
-                ipaddress.IPv4Address(self.dip).packed,
+                *(end.packed for end in ends),
                 self.dscp,
                 self.variant,
                 self.reserved,
@@ -208,13 +221,14 @@ class Control:
             raise ValueError(f"no control packet can say that: {e}") from e
 
     @classmethod
-    def unpack(cls, payload: bytes) -> Control:
-        """From a UDP payload; what follows the first CTL_LEN bytes is ignored.
+    def unpack(cls, payload: bytes, family: int = 4) -> Control:
+        """From a UDP payload; what follows the control payload is ignored. family: of the underlay.
 
         Any version is taken. Raises ValueError if the payload is too short.
         """
-        if len(payload) < CTL_LEN:
-            raise ValueError(f"a control payload has {CTL_LEN} bytes, this one {len(payload)}")
+        layout = _LAYOUT if family == 4 else _LAYOUT6
+        if len(payload) < layout.size:
+            raise ValueError(f"a control payload has {layout.size} bytes, this one {len(payload)}")
         (
             vxlan_flags,
             vxlan_rest,
@@ -235,14 +249,14 @@ class Control:
             nonce_a,
             nonce_b,
             auth,
-        ) = _LAYOUT.unpack_from(payload)
+        ) = layout.unpack_from(payload)
         return cls(
             type=type_,
             vni=vni,
             smac=smac.hex(":"),
             dmac=dmac.hex(":"),
-            sip=str(ipaddress.IPv4Address(sip)),
-            dip=str(ipaddress.IPv4Address(dip)),
+            sip=str(ipaddress.ip_address(sip)),
+            dip=str(ipaddress.ip_address(dip)),
             key=key,
             lease_ms=lease_ms,
             dscp=dscp,
@@ -264,8 +278,8 @@ class Control:
         SipHash-2-4 over the payload up to the authenticator, then the destination's and the
         source's address.
         """
-        head = self.pack()[: CTL_OFFSETS["auth"]]
-        ends = ipaddress.IPv4Address(destination).packed + ipaddress.IPv4Address(source).packed
+        head = self.pack()[:-8]
+        ends = ipaddress.ip_address(destination).packed + ipaddress.ip_address(source).packed
         return siphash(head + ends, secret)
 
     def sealed(self, source: str, destination: str, secret: bytes) -> Control:

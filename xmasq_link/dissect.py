@@ -26,12 +26,14 @@ from scapy.fields import (
     IntField,
     IPField,
     MACField,
+    MultipleTypeField,
     ShortField,
     XIntField,
     XLELongField,
     XStrFixedLenField,
 )
 from scapy.layers.inet import IP, UDP
+from scapy.layers.inet6 import IP6Field, IPv6
 from scapy.layers.vxlan import VXLAN
 from scapy.packet import Packet, bind_top_down
 
@@ -69,6 +71,12 @@ def _is_control(payload: bytes) -> bool:
     )
 
 
+def _over_ipv6(packet: Packet) -> bool:
+    """Whether a control packet stands in an IPv6 one, so that its flow has IPv6 addresses."""
+    udp = packet.underlayer
+    return udp is not None and isinstance(udp.underlayer, IPv6)
+
+
 class XmasqControl(Packet):  # type: ignore[misc]
     """A control packet: OFFER, ACCEPT or CONFIRM. What follows it in the datagram is padding.
 
@@ -90,8 +98,8 @@ class XmasqControl(Packet):  # type: ignore[misc]
         IntField("vni", 0),
         MACField("smac", "00:00:00:00:00:00"),
         MACField("dmac", "00:00:00:00:00:00"),
-        IPField("sip", "0.0.0.0"),
-        IPField("dip", "0.0.0.0"),
+        MultipleTypeField([(IP6Field("sip", "::"), _over_ipv6)], IPField("sip", "0.0.0.0")),
+        MultipleTypeField([(IP6Field("dip", "::"), _over_ipv6)], IPField("dip", "0.0.0.0")),
         ByteField("dscp", 0),
         FlagsField("variant", 0, 8, ["NODF"]),
         ShortField("reserved", 0),
@@ -132,10 +140,12 @@ bind_top_down(UDP, XmasqControl, sport=_wire.PORT, dport=_wire.PORT)
 
 
 def _ours(packet: Packet, wire: Wire) -> tuple[Kind, Any]:
-    """Kind and IPv4 header of a packet, without regard to the address."""
-    if not packet.haslayer(IP):
+    """Kind and outer IP header of a packet, without regard to the address."""
+    ip = next((layer for layer in packet.iterpayloads() if isinstance(layer, IP | IPv6)), None)
+    if ip is None:
         return "other", None
-    ip = packet.getlayer(IP)
+    if isinstance(ip, IPv6):
+        return _ours6(ip, wire)
     dscp = ip.tos >> 2
     whole = int(ip.flags) == 2 and not ip.frag  # DF alone
     if ip.ihl not in (None, 5):
@@ -153,14 +163,30 @@ def _ours(packet: Packet, wire: Wire) -> tuple[Kind, Any]:
     return ("encoded", ip) if whole and _key(ip, wire.mark, wire) else ("other", None)
 
 
+def _ours6(ip: Any, wire: Wire) -> tuple[Kind, Any]:
+    dscp, udp = ip.tc >> 2, ip.payload
+    if dscp == wire.bounce:
+        return ("bounced", ip) if ip.fl else ("other", None)
+    if dscp != wire.mark:
+        return "other", None
+    if isinstance(udp, UDP) and udp.dport == wire.port:
+        payload = bytes(udp.payload)
+        if payload and payload[0] & _wire.VXLAN_FLAG_I:
+            return "fallback", ip
+        return ("control", ip) if _is_control(payload) else ("other", None)
+    return ("encoded", ip) if ip.fl else ("other", None)
+
+
 def _key(ip: Any, base: int, wire: Wire) -> int:
+    if isinstance(ip, IPv6):
+        return int(ip.fl)
     return _wire.wire_key(ip.id, ip.tos >> 2, base, wire.seg_bits)
 
 
 def classify(packet: Packet, vteps: Collection[str] | None = None, wire: Wire = DEFAULT) -> Kind:
     """What a packet captured on an underlay is.
 
-    packet: as scapy dissected it; its outermost IPv4 header counts. vteps: VTEP addresses; a packet
+    packet: as scapy dissected it; its outermost IP header counts. vteps: VTEP addresses; a packet
     that is not from one of them to one of them is "other". Without, any address may be one, and a
     foreign packet with the DSCP of ours passes for one of ours.
 

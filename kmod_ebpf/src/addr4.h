@@ -22,6 +22,7 @@ typedef __be32 addr_t;
 
 #define VXLAN_OVERHEAD 50 /* IPv4, UDP, VXLAN, inner Ethernet */
 #define PAIR_BLOCKS 128 /* 13 bits of key at most */
+#define MAX_OPEN 16384 /* negotiations under way */
 #define KEY_CHECK_BITS 0 /* the header's checksum covers the key */
 
 /* Words of 64 bits in the sealed structures (maps.h, seal.h). */

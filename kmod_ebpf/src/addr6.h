@@ -19,7 +19,8 @@ typedef struct {
 #define F_STORE F_RECOMPUTE_CSUM /* the pseudo header's part of a checksum is not in the packet */
 
 #define VXLAN_OVERHEAD 70 /* IPv6, UDP, VXLAN, inner Ethernet */
-#define PAIR_BLOCKS 512 /* 32,767 keys of a pair */
+#define PAIR_BLOCKS 256 /* 16,383 keys of a pair */
+#define MAX_OPEN 8192 /* negotiations under way */
 /*
  * No checksum covers the flow label. So that a damaged one is not another flow's key, the lowest
  * bits of a key are a check of the others.

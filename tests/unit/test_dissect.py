@@ -10,7 +10,7 @@ from scapy.layers.l2 import ARP, Ether
 from scapy.layers.vxlan import VXLAN
 from scapy.packet import Packet, Padding, Raw
 
-from tests.unit.test_wire import EXAMPLE
+from tests.unit.test_wire import EXAMPLE, EXAMPLE6
 from xmasq_link import _wire as wire
 from xmasq_link.dissect import Wire, XmasqControl, bind_port, classify, key_of
 
@@ -69,7 +69,8 @@ def test_fields_stand_where_the_wire_module_says() -> None:
     places = {}
     for field in XmasqControl.fields_desc:
         places[field.name] = int(offset)
-        offset += field.i2len(None, field.default) if field.name == "vxlan_rest" else field.sz
+        plain = field.dflt if field.name in ("sip", "dip") else field  # IPv4's
+        offset += plain.i2len(None, plain.default) if field.name == "vxlan_rest" else plain.sz
     assert offset == wire.CTL_LEN
     assert {k: v for k, v in places.items() if k in wire.CTL_OFFSETS} == {
         k: v for k, v in wire.CTL_OFFSETS.items() if k != "flags"
@@ -83,6 +84,42 @@ def test_building_is_the_inverse() -> None:
     control = wire.Control.unpack(bytes(made[XmasqControl]))
     assert (control.type, control.key, control.vni, control.flags) == (wire.OFFER, 5, 7, wire.CTL_USED)
     assert (control.version, control.seg_bits) == (wire.VERSION, wire.SEG_BITS)
+
+
+A6, B6 = "2001:db8::1", "2001:db8::2"
+
+
+def underlay6(**ip: object) -> Packet:
+    """Headers of an IPv6 packet from a to b."""
+    return ETHER / IPv6(**{"src": A6, "dst": B6, "tc": MARKED, "fl": 17, **ip})
+
+
+CONTROL6 = underlay6() / UDP(sport=4789, dport=4789, chksum=0) / Raw(EXAMPLE6.pack())
+
+
+def test_a_control_packet_over_ipv6() -> None:
+    layer = seen(CONTROL6)[XmasqControl]
+    assert (layer.sip, layer.dip, layer.key) == (EXAMPLE6.sip, EXAMPLE6.dip, EXAMPLE6.key)
+    assert bytes(layer) == EXAMPLE6.pack()
+    assert bytes(seen(CONTROL6)) == bytes(CONTROL6)
+
+
+@pytest.mark.parametrize(
+    ("packet", "kind", "key"),
+    [
+        (CONTROL6, "control", 17),
+        (underlay6() / TCP(), "encoded", 17),
+        (underlay6(tc=MARKED | 3) / UDP(dport=53), "encoded", 17),
+        (underlay6(tc=wire.BOUNCE << 2) / TCP(), "bounced", 17),
+        (underlay6(fl=5) / UDP(dport=4789) / VXLAN(vni=5, flags=8) / ETHER / IP() / TCP(), "fallback", None),
+        (underlay6(tc=0) / TCP(), "other", None),
+        (underlay6(fl=0) / TCP(), "other", None),
+        (underlay6(src="2001:db8::3") / TCP(), "other", 17),
+    ],
+)
+def test_what_is_what_over_ipv6(packet: Packet, kind: str, key: int | None) -> None:
+    assert classify(seen(packet), {A6, B6}) == kind
+    assert key_of(seen(packet)) == key
 
 
 def test_what_follows_is_padding() -> None:

@@ -53,10 +53,38 @@ LAYOUT = """
 """
 
 
-def layout() -> list[tuple[int, bytes]]:
-    """LAYOUT as offsets and bytes."""
+EXAMPLE6 = dataclasses.replace(
+    EXAMPLE, sip="2001:db8::1:2", dip="2001:db8::3:4", key=17, variant=0, seg_bits=0, flags=0
+)
+
+# Over IPv6 the addresses are longer; the rest is the same, further back.
+LAYOUT6 = """
+     0  00                         flags of the VXLAN header: I is clear
+     1  00 00 00 00 00 00 00       rest of the VXLAN header
+     8  01                         version
+     9  02                         type
+    10  00                         flags
+    11  00                         S
+    12  00 ab cd ef                VNI
+    16  02 aa bb cc dd 01          source MAC
+    22  02 aa bb cc dd 02          destination MAC
+    28  20 01 0d b8 00 00 00 00 00 00 00 00 00 01 00 02    source address
+    44  20 01 0d b8 00 00 00 00 00 00 00 00 00 03 00 04    destination address
+    60  2e                         DSCP
+    61  00                         variant
+    62  00 00                      reserved
+    64  00 00 00 11                key
+    68  11 12 13 14                lease
+    72  21 22 23 24                nonce of the sender
+    76  31 32 33 34                nonce of the receiver
+    80  48 47 46 45 44 43 42 41    authenticator
+"""
+
+
+def layout(text: str = LAYOUT) -> list[tuple[int, bytes]]:
+    """A layout as offsets and bytes."""
     rows = []
-    for line in LAYOUT.strip().splitlines():
+    for line in text.strip().splitlines():
         offset, rest = line.strip().split("  ", 1)
         rows.append((int(offset), bytes.fromhex(rest.strip().split("   ")[0])))
     return rows
@@ -69,6 +97,37 @@ def test_every_offset_of_the_control_payload() -> None:
         assert packed[offset : offset + len(expected)] == expected, f"at {offset}"
     assert b"".join(expected for _, expected in layout()) == packed
     assert [offset for offset, _ in layout()] == list(wire.CTL_OFFSETS.values())
+
+
+def test_every_offset_over_ipv6() -> None:
+    packed = EXAMPLE6.pack()
+    assert len(packed) == wire.CTL_LEN6 == 88
+    assert b"".join(expected for _, expected in layout(LAYOUT6)) == packed
+    assert [offset for offset, _ in layout(LAYOUT6)] == list(wire.CTL_OFFSETS6.values())
+    assert wire.Control.unpack(packed + b"padding", 6) == EXAMPLE6
+    with pytest.raises(ValueError, match="88 bytes, this one 87"):
+        wire.Control.unpack(packed[:-1], 6)
+
+
+def test_key_in_an_ipv6_header() -> None:
+    assert wire.key6(1) == 0x00011
+    assert wire.key6(0xABCD) == 0xABCD << 4 | 0xA ^ 0xB ^ 0xC ^ 0xD
+    assert wire.first_word(wire.key6(1)) == 0x60C00011  # version 6, traffic class 0c, label 00011
+    assert wire.first_word(wire.key6(1), wire.BOUNCE, ecn=3) == 0x61F00011
+    keys = {wire.key6(index) for index in range(1, 1 << 16)}
+    assert len(keys) == 0xFFFF
+    assert 0 not in keys
+    # A bit that flips, or all four of a digit, make no other key.
+    for index in (1, 2, 0x1234, 0xFFFF):
+        for digit in range(0, 20, 4):
+            assert not {wire.key6(index) ^ damage << digit for damage in range(1, 16)} & keys
+
+
+def test_c_has_the_same_numbers_for_ipv6() -> None:
+    claims = {"sizeof(struct ctl)": wire.CTL_LEN6, "__builtin_offsetof(struct ctl_frame, ctl)": 48}
+    for name, offset in wire.CTL_OFFSETS6.items():
+        claims[f"__builtin_offsetof(struct ctl, {name})"] = offset
+    assert refuted(claims, 6) == []
 
 
 def test_unpack_is_the_inverse_and_ignores_the_rest() -> None:
