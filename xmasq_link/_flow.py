@@ -67,7 +67,7 @@ def _flows(dp: Datapath, links: Mapping[int, Any], names: Mapping[int, str]) -> 
         ifindex, sip, dip, smac, dmac, dscp, variant = read_key(raw_key)
         end, local, peer, oif, pair_gen, pair, route, nexthop, key = read_value(raw_value)
         at = by_index.get(ifindex)
-        if at is not None and now < end and pairs.get(pair) == pair_gen:
+        if at is not None and at.flags & m.LINK_UP and now < end and pairs.get(pair) == pair_gen:
             yield Flow(
                 names.get(ifindex) or f"if{ifindex}",
                 at.vni,

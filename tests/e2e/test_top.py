@@ -73,7 +73,7 @@ def test_the_fallback_counts_as_well(overlay):
     (link,) = rates.links
     assert link.tx_fast.packets == 0
     assert link.tx_fallback.packets > 0
-    assert {f.direction for f in rates.flows if f.source == a.address} == {"tx"}
+    assert {(f.direction, f.peer) for f in rates.flows if f.source == a.address} == {("tx", None)}
 
 
 def test_lines(overlay):

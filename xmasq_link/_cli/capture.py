@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 GRAMMAR = (
     Word("name", "link", any_text, "NAME (of an xmasq link)", also=("dev", "link")),
-    Word("-w", "file", any_text, 'FILE, or "-" for standard output'),
+    Word("-w", "file", any_text, 'PATH (of a file, or "-" for standard output)'),
     Word("count", "count", number(1, (1 << 63) - 1), "NUMBER (of packets)", also=("-c",)),
     Word("snaplen", "snaplen", number(14, 65_000), "BYTES (14 to 65000)", also=("-s",)),
 )
@@ -95,4 +95,4 @@ def _as_json(frame: Frame) -> str:
 
 
 #: An object that is its own command.
-COMMANDS = (Command("", capture, changes=True),)
+COMMANDS = (Command("", capture, changes=True, bare="link"),)

@@ -50,4 +50,4 @@ def as_text(found: Explanation) -> str:
 
 
 #: An object that is its own command.
-COMMANDS = (Command("", explain),)
+COMMANDS = (Command("", explain, bare="link"),)

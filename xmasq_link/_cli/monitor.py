@@ -15,7 +15,7 @@ import xmasq_link as api
 from .._errors import InputError
 from .command import Command
 from .output import Options, one_line, seconds
-from .words import HELP_WORDS, HelpWanted, pick
+from .words import HELP_WORDS, HelpWanted, Word, pick
 
 if TYPE_CHECKING:
     from xmasq_link import Event
@@ -86,4 +86,4 @@ def as_text(event: Event) -> str:
 
 
 #: An object that is its own command.
-COMMANDS = (Command("", monitor, changes=True),)
+COMMANDS = (Command("", monitor, changes=True, grammar=tuple(Word(name, name) for name in OBJECTS)),)
