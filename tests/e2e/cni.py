@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -134,8 +133,3 @@ class Network:
 
     def check(self, pod: Pod) -> None:
         self.good("CHECK", pod.host, pod, prevResult=self.results[pod.name])
-
-
-def shell(words: list[str]) -> str:
-    """Words as a line for a shell."""
-    return shlex.join(words)

@@ -91,7 +91,7 @@ def run_agent(
 
 
 class Agent:
-    """See the module. peers: what the datastore says, by its keys, but for this node itself."""
+    """See the module. One of its two threads runs _follow(), the other all else."""
 
     def __init__(self, network: Network, name: str, log: Log) -> None:
         self._network = network
@@ -150,13 +150,15 @@ class Agent:
     def _step(self, ipr: IPRoute) -> None:
         try:
             self._keep()
-            if self._due("look", LOOK_S):
+            looked = self._due("look", LOOK_S)
+            if looked:
                 self._look(ipr)
             if self._due("reconcile", RECONCILE_S):
                 self._dirty = True
             if self._dirty and self._known and self._attached:
                 self._reconcile(ipr)
-            self._said = ""
+            if looked:
+                self._said = ""
         except (CniError, StoreError, XmasqError) as e:
             self._trouble(str(e))
         except Exception as e:
