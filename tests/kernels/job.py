@@ -79,7 +79,15 @@ def script(arguments: Sequence[str], *, jobs: int, slowness: float) -> str:
     words = [
         *(sys.executable, "-m", "pytest", "-q"),
         *(("-n", str(jobs), "--dist", "worksteal") if jobs else ()),
-        *("--color=no", "--durations=10", "-o", "cache_dir=/tmp/pytest", "--junitxml=/run/job/junit.xml"),
+        *(
+            "-p",
+            "tests.kernels.guest.progress",
+            "--color=no",
+            "--durations=10",
+            "-o",
+            "cache_dir=/tmp/pytest",
+            "--junitxml=/run/job/junit.xml",
+        ),
         *arguments,
         *paths,
     ]
