@@ -70,7 +70,7 @@ class End:
     def counters(self) -> dict[str, int]:
         """The link's counters."""
         (link,) = json.loads(self.xmasq("-j -s link show xm0"))
-        found: dict[str, int] = link["stats"]
+        found: dict[str, int] = link["xmasq"]
         return found
 
     def offloads(self, **features: bool) -> None:
