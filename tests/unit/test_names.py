@@ -31,6 +31,7 @@ FUNCTIONS = {
     "monitor",
     "netns",
     "peers",
+    "prune_links",
     "refresh_link",
     "run_agent",
     "serve_metrics",
