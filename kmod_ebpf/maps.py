@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 Secret = u64 * 2
+LINK_UNDERLAYS = 8
+Underlays = u32 * LINK_UNDERLAYS
 Pad3 = u16 * 3
 Pad7 = u8 * 7
 Mac = u8 * 6
@@ -97,8 +99,7 @@ class Link(Struct):
         ("guard_ms", u32),
         ("tx_gen", u32),
         ("rx_gen", u32),
-        ("underlay", u32),
-        ("pad", u32),
+        ("underlays", Underlays),
         ("secret", Secret),
         ("there_at", u64),
     ]
@@ -173,6 +174,8 @@ class Entry(Struct):
         ("off_until", u64),
         ("off_ms", u32),
         ("proven", u32),
+        ("way", u32),
+        ("way_tick", u32),
     ]
 
 
@@ -457,6 +460,7 @@ COUNTERS = (
     "fb_header",
     "fb_tunnel_proto",
     "fb_dscp",
+    "fb_route",
     "announced",
     "offer_tx",
     "offer_rx",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +18,7 @@ from pyroute2 import IPRoute
 from kmod_ebpf import maps as m
 
 from . import _device as _dev
-from . import _hold, _offload, _vxlan
+from . import _hold, _offload, _underlay, _vxlan
 from ._datapath import ARRIVE, ENCODE, IN, OUT, Datapath, api, require_root, u32
 from ._errors import InputError
 from ._hooks import filters
@@ -32,7 +33,6 @@ from ._link import (
     _ip,
     _reap,
     _Request,
-    _underlay,
     check_against_links,
     check_bits,
     check_lease,
@@ -58,7 +58,7 @@ _QUIET, _PATIENCE = 0.05, 1.0  # seconds
 def attach_link(
     name: str,
     *,
-    dev: str | None = None,
+    dev: str | Sequence[str] | None = None,
     local: str | None = None,
     lease_ms: int = _hold.LEASE_DEFAULT_MS,
     secret: bytes | None = None,
@@ -71,8 +71,8 @@ def attach_link(
 ) -> Link:
     """Makes an xmasq link of an existing vxlan device, all of it or nothing. The device stays as it is.
 
-    dev: the device with the underlay hooks, by default the vxlan device's lower device, else the one
-    that owns local. local: the VTEP address, only for a device that has none of its own. The others
+    dev: the devices with the underlay hooks, by default the vxlan device's lower device, else as for
+    create_link. local: the VTEP address, only for a device that has none of its own. The others
     are those of create_link.
 
     Raises InputError for a bad argument or a device that cannot be a link, XmasqError if the kernel
@@ -86,7 +86,7 @@ def attach_link(
         if device is None:
             raise InputError("name", f'there is no device "{name}"')
         want = replace(
-            _request(ipr, device, address, dev),
+            _request(ipr, device, address, _underlay.names_of(dev)),
             lease_ms=lease_ms,
             secret=secret,
             seg_bits=seg_bits,
@@ -99,22 +99,23 @@ def attach_link(
         dp = usable(
             ipr, close, want.local.version, lambda found: _drop_spoilt(ipr, found, device["index"], name)
         )
-        underlay = _underlay(ipr, want)
-        _offload.check(underlay.get_attr("IFLA_IFNAME"))
+        underlays = _underlay.choose(ipr, want.local, want.dev)
+        for one in underlays:
+            _offload.check(one.get_attr("IFLA_IFNAME"))
         check_against_links(want, dp)
         if dp is None:
             dp = Datapath.load(seg_bits, key_bits, mark, bounce, flows, want.local.version)
             close.callback(dp.close)
         _hold.live(lease_ms, want.local.version)
         with contextlib.ExitStack() as undo:
-            enter_link(ipr, dp, free_index(dp), want, device, underlay, m.LINK_ATTACHED, undo)
+            enter_link(ipr, dp, free_index(dp), want, device, underlays, m.LINK_ATTACHED, undo)
             made = links(name)[0]
             undo.pop_all()
     return made
 
 
 def check_options(
-    dev: str | None = None,
+    dev: str | Sequence[str] | None = None,
     local: str | None = None,
     lease_ms: int = _hold.LEASE_DEFAULT_MS,
     secret: bytes | None = None,
@@ -126,8 +127,8 @@ def check_options(
 ) -> IPAddress | None:
     """Checks what attach_link is given, as far as that needs no kernel; returns local. Raises InputError."""
     address = _ip("local", local) if local else None
-    if dev is not None:
-        _dev.check_name("dev", dev)
+    for one in _underlay.names_of(dev):
+        _dev.check_name("dev", one)
     check_lease(lease_ms)
     check_secret(secret)
     check_bits(seg_bits, key_bits)
@@ -157,7 +158,7 @@ def detach_link(name: str, *, netns: Netns | None = None) -> None:
 
 
 @api
-def state_of(name: str, dev: str | None = None, *, netns: Netns | None = None) -> str:
+def state_of(name: str, dev: str | Sequence[str] | None = None, *, netns: Netns | None = None) -> str:
     """What a vxlan device is, for those that keep it attached. Raises InputError.
 
     "plain"; "attached", or "made" as a link; or it was attached, and others have "spoilt" its hooks; it
@@ -177,12 +178,14 @@ def state_of(name: str, dev: str | None = None, *, netns: Netns | None = None) -
             return "made"
         if link.flags & m.LINK_HALF or not dp.whole or not whole(ipr, link):
             return "spoilt"
-        want = _request(ipr, device, ipaddress.ip_address(bytes(link.local)), dev)
-        underlay = _underlay(ipr, want)
-        if underlay["index"] != link.underlay:
+        local = ipaddress.ip_address(bytes(link.local))
+        want = _request(ipr, device, local, _underlay.names_of(dev))
+        underlays = _underlay.choose(ipr, want.local, want.dev)
+        if [one["index"] for one in underlays] != _underlay.indexes(link):
             return "moved"
-        same = bytes(link.mac) == bytes(_mac(device))
-        same = same and dp.maps["underlays"].lookup(u32(link.underlay)) == _underlay_entry(underlay)
+        same = bytes(link.mac) == bytes(_mac(device)) and all(
+            dp.maps["underlays"].lookup(u32(one["index"])) == _underlay_entry(one) for one in underlays
+        )
         return "attached" if same else "changed"
 
 
@@ -196,8 +199,9 @@ def refresh_link(name: str, *, netns: Netns | None = None) -> None:
     with locked(), IPRoute() as ipr, find_link(ipr, name) as (dp, idx, link):
         link.mac = _mac(ipr.link("get", index=link.ifindex)[0])
         dp.put_link(idx, link)
-        underlay = ipr.link("get", index=link.underlay)[0]
-        dp.maps["underlays"].update(u32(link.underlay), _underlay_entry(underlay))
+        for index in _underlay.indexes(link):
+            underlay = ipr.link("get", index=index)[0]
+            dp.maps["underlays"].update(u32(index), _underlay_entry(underlay))
 
 
 def _mac(device: Any) -> Any:
@@ -212,11 +216,13 @@ def take_apart(ipr: IPRoute, dp: Datapath, idx: int, link: Any) -> None:
     """Takes an attached link's keys back and its hooks off."""
     link.flags |= m.LINK_HALF
     given = take_keys_back(dp, idx, link)
-    if given and not any(o.underlay == link.underlay for i, o in dp.links().items() if i != idx):
+    shared = {device for i, o in dp.links().items() if i != idx for device in _underlay.indexes(o)}
+    if given and not shared.issuperset(_underlay.indexes(link)):
         _let_bounce(dp, given)
     dp.unhook_link(ipr, link.ifindex)
     dp.drop_link(idx)
-    dp.release_underlay(ipr, link.underlay)
+    for index in _underlay.indexes(link):
+        dp.release_underlay(ipr, index)
 
 
 def _let_bounce(dp: Datapath, given: list[Any]) -> None:
@@ -250,10 +256,12 @@ def whole(ipr: IPRoute, link: Any) -> bool:
     def there(ifindex: int) -> set[str]:
         return {f.program for f in filters(ipr, ifindex) if f.family == family}
 
-    return {ENCODE, ARRIVE} <= there(link.ifindex) and {IN, OUT} <= there(link.underlay)
+    return {ENCODE, ARRIVE} <= there(link.ifindex) and all(
+        {IN, OUT} <= there(index) for index in _underlay.indexes(link)
+    )
 
 
-def _request(ipr: IPRoute, device: Any, local: IPAddress | None, dev: str | None) -> _Request:
+def _request(ipr: IPRoute, device: Any, local: IPAddress | None, dev: tuple[str, ...]) -> _Request:
     """What create_link would have been asked for, had it made the device. Raises InputError."""
     name, data = device.get_attr("IFLA_IFNAME"), _attributes(device)
     return _Request(
@@ -303,10 +311,12 @@ def _local(name: str, data: Any, given: IPAddress | None) -> IPAddress:
     return local
 
 
-def _lower(ipr: IPRoute, name: str, data: Any, given: str | None) -> str | None:
-    """The name of the underlay device as far as it is known. Raises InputError."""
+def _lower(ipr: IPRoute, name: str, data: Any, given: tuple[str, ...]) -> tuple[str, ...]:
+    """The names of the underlay devices as far as they are known. Raises InputError."""
     index = data.get_attr("IFLA_VXLAN_LINK")
     lower = device_names(ipr).get(index) if index else None
-    if lower is not None and given is not None and given != lower:
+    if lower is None:
+        return given
+    if given and given != (lower,):
         raise InputError("dev", f'"{name}" sends through {lower}; allowed is only that one')
-    return lower or given
+    return (lower,)

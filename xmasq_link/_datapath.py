@@ -223,7 +223,7 @@ class Datapath:
 
     def release_underlay(self, ipr: IPRoute, ifindex: int) -> None:
         """Removes the hooks of an underlay device if no link needs them any more."""
-        if any(link.underlay == ifindex for link in self.links().values()):
+        if any(ifindex in link.underlays for link in self.links().values()):
             return
         for f in self.filters(ipr, ifindex):
             detach(ipr, f)

@@ -22,6 +22,7 @@ from ._link import find_link
 from ._look import HOOK_HINT, address, device_name, hook_faults
 from ._model import Condition, Explanation
 from ._netns import Netns
+from ._underlay import indexes
 
 _ANY_MAC = "00:00:00:00:00:00"
 _NUD_USABLE = 0xC0 | 0x3E  # NOARP, PERMANENT, and what is known or being checked
@@ -156,20 +157,21 @@ class _Look:
         return peer
 
     def route_leads_there(self, peer: str) -> None:
-        underlay = device_name(self.ipr, self.link.underlay)
+        hooked = indexes(self.link)
         try:
             (route,) = self.ipr.route("get", dst=peer)
             oif = route.get_attr("RTA_OIF")
         except NetlinkError as e:
             self.add("route", False, f"none to {peer}: {errno.errorcode.get(e.code, e.code)}", "ip route")
             return
-        met = oif == self.link.underlay
+        met = oif in hooked
         name = device_name(self.ipr, oif)
         self.add(
             "route",
             met,
             f"to {peer} by {name}",
-            f"only {underlay} has the hooks: xmasq link add … dev {name}",
+            f"only {' and '.join(device_name(self.ipr, i) for i in hooked)} has the hooks: "
+            f"xmasq link add … dev {name}",
         )
 
     def key_is_there(self, peer: str | None, live: Any) -> bool:

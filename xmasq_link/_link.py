@@ -12,7 +12,7 @@ import errno
 import ipaddress
 import os
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +22,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 from kmod_ebpf import maps as m
 
 from . import _device as _dev
-from . import _hold, _netlink, _offload, _vxlan
+from . import _hold, _netlink, _offload, _underlay, _vxlan
 from ._datapath import Datapath, api, require_root, said, u32
 from ._errors import InputError, XmasqError
 from ._hooks import has_tcx
@@ -37,7 +37,6 @@ VNI_MAX = (1 << 24) - 1
 MTU_MIN = 68
 PORT = 4789
 KEY_BITS_MAX = 13
-_ARPHRD_ETHER = 1
 _OVERHEAD = {4: 50, 6: 70}  # outer IP, UDP and VXLAN header, inner Ethernet header
 FLOWS_MIN, FLOWS_MAX = 1024, 1 << 20
 _GEN_STRIDE = 1 << 16  # user space steps the generation by more than the datapath does meanwhile
@@ -78,7 +77,7 @@ class _Request:
     name: str
     vni: int
     local: IPAddress
-    dev: str | None
+    dev: tuple[str, ...]
     remote: IPAddress | None
     port: int
     mtu: int | None
@@ -126,12 +125,12 @@ def _ip(argument: str, text: str, *, group: bool = False) -> IPAddress:
     return address
 
 
-def _remote(text: str, dev: str | None, local: IPAddress) -> IPAddress:
+def _remote(text: str, dev: Sequence[str], local: IPAddress) -> IPAddress:
     address = _ip("remote", text, group=True)
     if address.version != local.version:
         raise InputError("remote", f"{text} must be an IPv{local.version} address, as the local one is")
-    if address.is_multicast and dev is None:
-        raise InputError("remote", f'{text} is a multicast group, which needs "dev" with it')
+    if address.is_multicast and len(dev) != 1:
+        raise InputError("remote", f'{text} is a multicast group, which needs "dev" with it, one device')
     return address
 
 
@@ -204,33 +203,11 @@ def _device(ipr: IPRoute, name: str) -> Any | None:
     return _dev.find(ipr, name)
 
 
-def _underlay(ipr: IPRoute, want: _Request) -> Any:
-    """The device that carries the underlay hooks."""
-    family = socket.AF_INET if want.local.version == 4 else socket.AF_INET6
-    owners = [
-        a["index"]
-        for a in ipr.get_addr(family=family)
-        if ipaddress.ip_address(a.get_attr("IFA_LOCAL") or a.get_attr("IFA_ADDRESS")) == want.local
-    ]
-    if not owners:
-        raise InputError("local", f"{want.local} is not an address of this host")
-    if want.dev is not None:
-        device = _device(ipr, want.dev)
-        if device is None:
-            raise InputError("dev", f'there is no device "{want.dev}"')
-    else:
-        device = ipr.link("get", index=owners[0])[0]
-    name = device.get_attr("IFLA_IFNAME")
-    if device["ifi_type"] != _ARPHRD_ETHER:
-        hint = "name the device that reaches the peers" if want.dev is None else "Ethernet devices only"
-        raise InputError("dev", f"{name} has no Ethernet header and cannot carry encoded packets; {hint}")
-    return device
-
-
-def _check_against_kernel(ipr: IPRoute, want: _Request, underlay: Any, dp: Datapath | None) -> int:
+def _check_against_kernel(ipr: IPRoute, want: _Request, underlays: Sequence[Any], dp: Datapath | None) -> int:
     """Checks what needs a look at the kernel; returns the link's MTU."""
-    _offload.check(underlay.get_attr("IFLA_IFNAME"))
-    mtu = _mtu(want, underlay.get_attr("IFLA_MTU"))
+    for device in underlays:
+        _offload.check(device.get_attr("IFLA_IFNAME"))
+    mtu = _mtu(want, _underlay.mtu(underlays))
     if _device(ipr, want.name) is not None:
         raise InputError("name", f'a device "{want.name}" exists already')
     check_against_links(want, dp)
@@ -274,13 +251,15 @@ def _mtu(want: _Request, underlay: int) -> int:
     return _in_range("mtu", want.mtu, MTU_MIN, most, f" ({why})")
 
 
-def _create_device(ipr: IPRoute, want: _Request, mtu: int, underlay: Any, creation: Mapping[str, Any]) -> int:
+def _create_device(
+    ipr: IPRoute, want: _Request, mtu: int, underlays: Sequence[Any], creation: Mapping[str, Any]
+) -> int:
     six = "6" if want.local.version == 6 else ""
     extra: dict[str, Any] = {f"vxlan_local{six}": str(want.local)}
     if want.remote:
         extra[f"vxlan_group{six}"] = str(want.remote)
         if want.remote.is_multicast:
-            extra["vxlan_link"] = underlay["index"]
+            extra["vxlan_link"] = underlays[0]["index"]
     if want.address:
         extra["address"] = want.address
     try:
@@ -374,8 +353,8 @@ def _renew(ipr: IPRoute, dp: Datapath, close: contextlib.ExitStack) -> Datapath:
     devices = {msg["index"]: msg for msg in ipr.get_links()}
     with contextlib.ExitStack() as undo:
         for idx, link in dp.links().items():
-            if (underlay := devices.get(link.underlay)) is not None:
-                put_hooks(ipr, new, idx, link, underlay, undo)
+            if underlays := [devices[i] for i in _underlay.indexes(link) if i in devices]:
+                put_hooks(ipr, new, idx, link, underlays, undo)
         undo.pop_all()
     return new
 
@@ -421,7 +400,7 @@ def create_link(
     *,
     vni: int,
     local: str,
-    dev: str | None = None,
+    dev: str | Sequence[str] | None = None,
     remote: str | None = None,
     port: int = PORT,
     mtu: int | None = None,
@@ -442,8 +421,9 @@ def create_link(
 ) -> Link:
     """Creates an xmasq link, all of it or nothing.
 
-    vni: 0 to 2^24-1. local: the VTEP address, one of this host's. dev: the device with the underlay
-    hooks, by default the one that owns local. remote: where frames go that the FDB does not know, a
+    vni: 0 to 2^24-1. local: the VTEP address, one of this host's. dev: the devices with the
+    underlay hooks, one or several ("eth0,eth1"), by default those that own local; if that is lo, those
+    that lead to gateways. remote: where frames go that the FDB does not know, a
     host or (with dev) a multicast group. port: 0 for Linux's own default. mtu: at most, and by
     default, the underlay's; 50 less for a group. lease_ms: 1,000 to 60,000. secret: 16 bytes that
     both ends share. fastpath: whether it is on from the start.
@@ -461,12 +441,13 @@ def create_link(
     """
     check_name(name)
     vtep = _ip("local", local)
+    devices = _underlay.names_of(dev)
     want = _Request(
         name,
         _in_range("id", vni, 0, VNI_MAX),
         vtep,
-        dev,
-        _remote(remote, dev, vtep) if remote else None,
+        devices,
+        _remote(remote, devices, vtep) if remote else None,
         _port(port),
         mtu,
         _dev.lladdr("address", address) if address else None,
@@ -484,15 +465,15 @@ def create_link(
     require_root()
     with locked(), IPRoute(ext_ack=True) as ipr, contextlib.ExitStack() as close:
         dp = usable(ipr, close, vtep.version)
-        underlay = _underlay(ipr, want)
-        mtu = _check_against_kernel(ipr, want, underlay, dp)
+        underlays = _underlay.choose(ipr, want.local, want.dev)
+        mtu = _check_against_kernel(ipr, want, underlays, dp)
         settings = _dev.attributes(ipr, {**(device or {}), **({"up": True} if up else {})}, exists=False)
         if dp is None:
             dp = Datapath.load(want.seg_bits, want.key_bits, want.mark, want.bounce, want.flows, vtep.version)
             close.callback(dp.close)
         _hold.live(want.lease_ms, vtep.version)
         with contextlib.ExitStack() as undo:
-            ifindex = _build(ipr, dp, want, underlay, mtu, settings.creation, undo)
+            ifindex = _build(ipr, dp, want, underlays, mtu, settings.creation, undo)
             _dev.apply(ipr, ifindex, settings)
             made = links(name)[0]
             undo.pop_all()
@@ -503,7 +484,7 @@ def _build(
     ipr: IPRoute,
     dp: Datapath,
     want: _Request,
-    underlay: Any,
+    underlays: Sequence[Any],
     mtu: int,
     creation: Mapping[str, Any],
     undo: contextlib.ExitStack,
@@ -514,9 +495,9 @@ def _build(
     """
     idx = free_index(dp)
     undo.callback(_remove_device, ipr, want)
-    ifindex = _create_device(ipr, want, mtu, underlay, creation)
+    ifindex = _create_device(ipr, want, mtu, underlays, creation)
     device = ipr.link("get", index=ifindex)[0]
-    enter_link(ipr, dp, idx, want, device, underlay, 0, undo)
+    enter_link(ipr, dp, idx, want, device, underlays, 0, undo)
     return ifindex
 
 
@@ -535,7 +516,7 @@ def enter_link(
     idx: int,
     want: _Request,
     device: Any,
-    underlay: Any,
+    underlays: Sequence[Any],
     flags: int,
     undo: contextlib.ExitStack,
 ) -> None:
@@ -555,20 +536,21 @@ def enter_link(
         guard_ms=_hold.guard_ms(want.lease_ms),
         tx_gen=old.tx_gen + 1,
         rx_gen=old.rx_gen + 1,
-        underlay=underlay["index"],
+        underlays=m.Underlays(*(one["index"] for one in underlays)),
     )
     if want.secret is not None:
         link.secret = m.Secret.from_buffer_copy(want.secret)
-    put_hooks(ipr, dp, idx, link, underlay, undo)
+    put_hooks(ipr, dp, idx, link, underlays, undo)
 
 
 def put_hooks(
-    ipr: IPRoute, dp: Datapath, idx: int, link: Any, underlay: Any, undo: contextlib.ExitStack
+    ipr: IPRoute, dp: Datapath, idx: int, link: Any, underlays: Sequence[Any], undo: contextlib.ExitStack
 ) -> None:
     """Enters a link into the maps, and sees to it that it has its hooks; before, its fast path is off."""
     flags = link.flags & ~m.LINK_HALF
     link.flags = (flags | m.LINK_HALF) & ~m.LINK_UP
-    dp.hook_underlay(ipr, underlay["index"], underlay.get_attr("IFLA_MTU"), undo)
+    for device in underlays:
+        dp.hook_underlay(ipr, device["index"], device.get_attr("IFLA_MTU"), undo)
     dp.add_link(idx, link, undo)
     dp.hook_link(ipr, link.ifindex, undo)
     link.flags = flags
@@ -603,7 +585,8 @@ def delete_link(name: str, *, netns: Netns | None = None) -> None:
             if e.code != errno.ENODEV:
                 raise XmasqError(f"the kernel does not delete {name}: {os.strerror(e.code)}") from e
         dp.drop_link(idx)
-        dp.release_underlay(ipr, link.underlay)
+        for index in _underlay.indexes(link):
+            dp.release_underlay(ipr, index)
         _reap(ipr, dp)
         if not dp.links():
             _hold.removed(dp.family)
@@ -675,7 +658,7 @@ def set_link(
         kind = _changes(now_data, link, remote, learning, vxlan or {})
         settings = _dev.attributes(ipr, {**(device or {}), **({} if up is None else {"up": up})}, exists=True)
         if mtu is not None:
-            underlay = ipr.link("get", index=link.underlay)[0].get_attr("IFLA_MTU")
+            underlay = _underlay.mtu(ipr.link("get", index=i)[0] for i in _underlay.indexes(link))
             bound = now_data.get_attr("IFLA_VXLAN_LINK")
             most = underlay - _OVERHEAD[dp.family] if bound else underlay
             settings.later["mtu"] = _in_range("mtu", mtu, MTU_MIN, most, " (by the underlay's MTU)")
@@ -723,7 +706,7 @@ def _changes(
     local = ipaddress.ip_address(bytes(link.local))
     kind = _vxlan.attributes(vxlan, local, running=True)
     if remote is not None:
-        dev = "dev" if data.get_attr("IFLA_VXLAN_LINK") else None
+        dev = ("its own",) if data.get_attr("IFLA_VXLAN_LINK") else ()
         kind["vxlan_group6" if local.version == 6 else "vxlan_group"] = str(_remote(remote, dev, local))
     if learning is not None:
         kind["vxlan_learning"] = int(learning)
@@ -752,7 +735,7 @@ def _info(device: Any, link: Any, names: Mapping[int, str]) -> dict[str, Any]:
         data[f"remote{six}"] = remote
     data |= {
         f"local{six}": str(local),
-        "dev": names.get(link.underlay, f"if{link.underlay}"),
+        "dev": ",".join(names.get(i, f"if{i}") for i in _underlay.indexes(link)),
         "port": int.from_bytes(bytes(link.port), "big"),
         "learning": bool(data_in.get_attr("IFLA_VXLAN_LEARNING")),
         **_vxlan.shown(data_in),

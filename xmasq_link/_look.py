@@ -12,6 +12,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from ._datapath import ARRIVE, ENCODE, IN, OUT
 from ._hooks import EGRESS, INGRESS, filters
+from ._underlay import indexes
 
 #: Programs of a capture (_capture.py) are guests, in front by intention.
 GUEST = "xmshow"
@@ -44,8 +45,11 @@ def hook_faults(ipr: IPRoute, link: Any) -> list[str]:
     for ifindex, parent, program in (
         (link.ifindex, EGRESS, ENCODE),
         (link.ifindex, INGRESS, ARRIVE),
-        (link.underlay, EGRESS, OUT),
-        (link.underlay, INGRESS, IN),
+        *(
+            (index, parent, name)
+            for index in indexes(link)
+            for parent, name in ((EGRESS, OUT), (INGRESS, IN))
+        ),
     ):
         names = on_hook(ipr, ifindex, parent)
         where = device_name(ipr, ifindex)

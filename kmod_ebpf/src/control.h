@@ -10,6 +10,7 @@
 #include "event.h"
 #include "pair.h"
 #include "parse.h"
+#include "route.h"
 #include "seal.h"
 #include "siphash.h"
 
@@ -286,6 +287,9 @@ static __always_inline void entry_route(struct __sk_buff *skb, struct entry *e)
 		e->mtu = 0; /* no hook there, nobody to clear our mark: never encode */
 	fib.ifindex = e->oif;
 	ret = ip_fib(skb, &fib, e->local, e->peer, 1, &nexthop);
+	if (ret == BPF_FIB_LKUP_RET_NOT_FWDED)
+		e->mtu = 0; /* no way by that device: the kernel would take the peer for a neighbour
+			     */
 	if ((ret != BPF_FIB_LKUP_RET_SUCCESS && ret != BPF_FIB_LKUP_RET_NO_NEIGH) ||
 	    fib.family != XM_AF || fib.ifindex != e->oif)
 		return;
@@ -368,6 +372,7 @@ static __always_inline __u32 on_confirm(struct __sk_buff *skb, struct conf *conf
 	e->port = link->port;
 	e->key = key;
 	entry_route(skb, e);
+	e->way = way_to(skb, e->local, e->peer);
 	e->seal = seal_entry(f, e);
 	e->vouched = now;
 	e->gen = p->tx_gen;

@@ -10,6 +10,7 @@
 #include "hop.h"
 #include "parse.h"
 #include "pmtu.h"
+#include "route.h"
 #include "seal.h"
 
 #define ASK_LEN 64
@@ -156,12 +157,12 @@ static __always_inline int probe(struct __sk_buff *skb, struct ip_hdr *ip, const
 static __always_inline int needs_probe(const struct __sk_buff *skb, const struct link *link,
 				       const struct ip_hdr *ip, __u32 seg_len)
 {
-	struct underlay *u;
+	__u32 mtu;
 
 	if (XM_FAMILY == 4 || (skb->gso_size && ip->proto == IPPROTO_TCP))
 		return 0;
-	u = underlay_get(link->underlay);
-	return u && seg_len + VXLAN_OVERHEAD > u->mtu;
+	mtu = underlay_mtu(link);
+	return mtu && seg_len + VXLAN_OVERHEAD > mtu;
 }
 
 static __always_inline int is_stale(const struct entry *live, const struct link *link)
@@ -173,7 +174,7 @@ static __always_inline int encode(struct __sk_buff *skb)
 {
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
 	const struct flow *solicit = 0;
-	__u32 l4_len, segs, len, seg_len, limit = 0;
+	__u32 l4_len, segs, len, seg_len, limit = 0, tick;
 	struct entry *live, e;
 	struct ip_hdr old, new;
 	struct conf *conf;
@@ -306,6 +307,20 @@ static __always_inline int encode(struct __sk_buff *skb)
 			live->asked = now;
 			goto fallback;
 		}
+	}
+	/* Once a tick: another device may be the way to the peer by now. */
+	tick = xm_jiffies();
+	if (live->way_tick != tick) {
+		reason = C_FB_ROUTE;
+		if (!way_stays(skb, &e, live)) {
+			if (needs_probe(skb, link, &old, seg_len) &&
+			    later_by(now, live->asked, 100 * NSEC_PER_MSEC)) {
+				live->asked = now;
+				send_probe(skb, conf);
+			}
+			goto fallback;
+		}
+		live->way_tick = tick;
 	}
 
 	/* From here on it depends on the packet, not on the flow. */

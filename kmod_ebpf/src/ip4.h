@@ -277,6 +277,13 @@ static __always_inline void ip_let_split_end(struct __sk_buff *skb, __u32 off, s
 	xm_skb_store_bytes(skb, off, inner, sizeof(*inner), 0);
 }
 
+static __always_inline void ip_fib_ends(struct bpf_fib_lookup *fib, addr_t src, addr_t dst)
+{
+	fib->family = XM_AF;
+	fib->ipv4_src = src;
+	fib->ipv4_dst = dst;
+}
+
 /*
  * Asks the routing table whether a packet of this length may go; gives back what the helper says.
  * The next hop is good unless it is an error.
@@ -286,9 +293,7 @@ static __always_inline int ip_fib(struct __sk_buff *skb, struct bpf_fib_lookup *
 {
 	int ret;
 
-	fib->family = XM_AF;
-	fib->ipv4_src = src;
-	fib->ipv4_dst = dst;
+	ip_fib_ends(fib, src, dst);
 	fib->tot_len = len;
 	ret = xm_fib_lookup(skb, fib, sizeof(*fib), FIB_LOOKUP_OUTPUT);
 	*nexthop = fib->ipv4_dst;

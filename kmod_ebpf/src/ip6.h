@@ -244,6 +244,13 @@ static __always_inline void ip_let_split_end(struct __sk_buff *skb, __u32 off, s
 {
 }
 
+static __always_inline void ip_fib_ends(struct bpf_fib_lookup *fib, addr_t src, addr_t dst)
+{
+	fib->family = XM_AF;
+	__builtin_memcpy(fib->ipv6_src, &src, sizeof(src));
+	__builtin_memcpy(fib->ipv6_dst, &dst, sizeof(dst));
+}
+
 /*
  * Asks the routing table whether a packet of this length may go; gives back what the helper says.
  * The next hop is good unless it is an error.
@@ -253,9 +260,7 @@ static __always_inline int ip_fib(struct __sk_buff *skb, struct bpf_fib_lookup *
 {
 	int ret;
 
-	fib->family = XM_AF;
-	__builtin_memcpy(fib->ipv6_src, &src, sizeof(src));
-	__builtin_memcpy(fib->ipv6_dst, &dst, sizeof(dst));
+	ip_fib_ends(fib, src, dst);
 	fib->tot_len = len;
 	ret = xm_fib_lookup(skb, fib, sizeof(*fib), FIB_LOOKUP_OUTPUT);
 	__builtin_memcpy(nexthop, fib->ipv6_dst, sizeof(*nexthop));

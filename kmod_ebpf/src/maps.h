@@ -14,6 +14,7 @@
 #include "defs.h"
 #include "family.h"
 
+#define LINK_UNDERLAYS 8
 #define MAX_LINKS 1025 /* index 0 counts what belongs to no link */
 #define MAX_PAIRS 4096
 #define PAIR_HINTS 4096
@@ -56,8 +57,7 @@ struct link {
 	__u32 guard_ms;
 	__u32 tx_gen; /* flow entries of another generation must be vouched for anew */
 	__u32 rx_gen; /* slots of another generation are dead */
-	__u32 underlay; /* ifindex of the device with the hooks */
-	__u32 pad;
+	__u32 underlays[LINK_UNDERLAYS]; /* ifindexes of the devices with the hooks; 0: no more */
 	__u64 secret[2];
 	__u64 there_at; /* tick, ns: the device was there then */
 };
@@ -122,6 +122,8 @@ struct entry {
 	__u64 off_until; /* no key is accepted before: a router refused this flow's packets */
 	__u32 off_ms; /* for so long the last time */
 	__u32 proven; /* the receiver has decoded packets of this flow from this peer */
+	__u32 way; /* the routing table's answer at the last CONFIRM; 0: it gives none */
+	__u32 way_tick; /* when that was last seen to be so */
 };
 
 /* So many packets encoded, and none decoded: the path eats them. */
@@ -312,6 +314,7 @@ enum counter {
 	C_FB_HEADER,
 	C_FB_TUNNEL_PROTO,
 	C_FB_DSCP,
+	C_FB_ROUTE,
 	/* negotiation */
 	C_ANNOUNCED,
 	C_OFFER_TX,

@@ -27,6 +27,23 @@ struct big_frame {
 
 _Static_assert(sizeof(struct big_frame) <= sizeof(((struct scratch *)0)->headers), "it fits");
 
+/* What all devices of the underlay can take; 0 if there are none. */
+static __always_inline __u32 underlay_mtu(const struct link *link)
+{
+	__u32 mtu = ~0U;
+	struct underlay *u;
+
+#pragma unroll
+	for (int i = 0; i < LINK_UNDERLAYS; i++) {
+		if (!link->underlays[i])
+			break;
+		u = underlay_get(link->underlays[i]);
+		if (u && u->mtu < mtu)
+			mtu = u->mtu;
+	}
+	return mtu == ~0U ? 0 : mtu;
+}
+
 /* IP header and L4 header of the segments that a buffer leaves as, and their payload. */
 static __always_inline __u32 segment_len(const struct __sk_buff *skb, const struct big_frame *h,
 					 __u32 words, __u8 proto)
@@ -67,7 +84,6 @@ static __always_inline void oversize(struct __sk_buff *skb, struct conf *conf, _
 				     __u64 now)
 {
 	struct scratch *scratch = scratch_get();
-	struct underlay *u;
 	struct big_frame *h;
 	struct big fresh = {}, *big;
 	__u32 room, words, len;
@@ -77,10 +93,10 @@ static __always_inline void oversize(struct __sk_buff *skb, struct conf *conf, _
 
 	if (likely(skb->len <= PMTU_SMALL && !skb->gso_size))
 		return;
-	u = underlay_get(link->underlay);
-	if (!u || !scratch || u->mtu <= VXLAN_OVERHEAD)
+	room = underlay_mtu(link);
+	if (!scratch || room <= VXLAN_OVERHEAD)
 		return;
-	room = limit ? limit : u->mtu - VXLAN_OVERHEAD;
+	room = limit ? limit : room - VXLAN_OVERHEAD;
 	h = (void *)scratch->headers;
 	if (skb->len - ETH_HLEN <= room || xm_skb_load_bytes(skb, 0, h, sizeof(*h)))
 		return;

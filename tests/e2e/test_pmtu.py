@@ -9,6 +9,7 @@ import time
 from itertools import permutations
 
 import pytest
+from pyroute2 import IPRoute
 from scapy.layers.inet import ICMP, IP, UDP
 from scapy.packet import Raw
 
@@ -16,6 +17,7 @@ from tests.e2e.conftest import Make
 from tests.e2e.observe import Stream, flow, meet, negotiate, seen, stats, watch
 from tests.lab import Container, Host, Lab, Overlay, patience, routed_overlay, tcp_transfer, xmasq
 from xmasq_link import _wire as wire
+from xmasq_link._hooks import detach, filters
 
 pytestmark = pytest.mark.e2e
 
@@ -130,8 +132,14 @@ def pair(lab: Lab) -> Overlay:
 
 def lose_datapath(host: Host) -> None:
     """Takes all hooks away behind our back: a plain vxlan host remains."""
-    for device in ("xm0", "eth0"):
-        host.run(["tc", "qdisc", "del", "dev", device, "clsact"])
+
+    def take() -> None:
+        with IPRoute() as ipr:
+            for device in ("xm0", "eth0"):
+                for found in filters(ipr, ipr.link_lookup(ifname=device)[0]):
+                    detach(ipr, found)
+
+    host.inside(take)
 
 
 def test_port_unreachable_by_the_peer_itself_ends_encoding(pair: Overlay) -> None:

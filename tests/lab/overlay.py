@@ -121,6 +121,7 @@ def routed_overlay(
     options: Sequence[str] = (),
     family: Family | None = None,
     inner: Family | None = None,
+    underlay: str | Sequence[str] = "eth0",
 ) -> Overlay:
     """A routed container network as flannel makes it, with ``containers`` on each host.
 
@@ -128,10 +129,12 @@ def routed_overlay(
     ``link``; nothing is learned. ``native`` routes over the underlay, without a link. ``kind`` may be
     a list with one entry per host. ``options`` are more words for an xmasq ``link add``. ``family``:
     of the VTEP addresses, by default that of the hosts' ``address``; ``inner``: of the containers'
-    addresses, by default the same.
+    addresses, by default the same. ``underlay``: the ``dev`` of xmasq links, one for all hosts or one for
+    each; empty for none.
     """
+    devs = [underlay] * len(hosts) if isinstance(underlay, str) else underlay
     overlay = _plan(hosts, kind, "routed", vni, dstport, link, "", wide, family, inner)
-    for host, its_kind in zip(overlay.hosts, overlay.kinds, strict=True):
+    for host, its_kind, dev in zip(overlay.hosts, overlay.kinds, devs, strict=True):
         others = [other for other in overlay.hosts if other is not host]
         if its_kind == "native":
             host.ip(
@@ -141,7 +144,7 @@ def routed_overlay(
                 )
             )
             continue
-        _make_link(overlay, host, its_kind, ["nolearning", *options])
+        _make_link(overlay, host, its_kind, ["nolearning", *options], dev)
         bits = 128 if overlay.inner == 6 else 32
         lines = [f"addr add {overlay.link_address(host)}/{bits} dev {link}", f"link set {link} up"]
         for other in others:
@@ -251,11 +254,11 @@ def _plan(
     return Overlay(list(hosts), kinds, mode, vni, dstport, link, bridge, wide, family, inner or family, mtu)
 
 
-def _make_link(overlay: Overlay, host: Host, kind: Kind, options: Sequence[str]) -> None:
+def _make_link(overlay: Overlay, host: Host, kind: Kind, options: Sequence[str], dev: str = "eth0") -> None:
     words = ["id", str(overlay.vni), "local", host.addresses[overlay.family], "dstport", str(overlay.dstport)]
     begin = [overlay.link, "address", overlay.lladdr(host), "type"]
     if kind == "xmasq":
-        xmasq(host, "link", "add", *begin, "xmasq", *words, "dev", "eth0", *options)
+        xmasq(host, "link", "add", *begin, "xmasq", *words, *(["dev", dev] if dev else []), *options)
         if overlay.mtu != host.mtu:
             host.ip(f"link set {overlay.link} mtu {overlay.mtu}")
     else:

@@ -436,7 +436,7 @@ class Node:
                 guard_ms=GUARD_MS,
                 tx_gen=1,
                 rx_gen=1,
-                underlay=self.underlay,
+                underlays=m.Underlays(self.underlay),
             ),
         )
         self.put("link_ids", self.link, LINK)

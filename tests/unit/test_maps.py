@@ -69,7 +69,11 @@ def test_sizes_and_offsets(family: int) -> None:
 
 
 def test_constants_and_order_of_the_counters() -> None:
-    names = [name for name in vars(m) if name.startswith(("LINK_", "FRAME_"))] + ["BLOCK_KEYS", "PAIR_BLOCKS"]
+    names = [name for name in vars(m) if name.startswith(("LINK_", "FRAME_"))] + [
+        "BLOCK_KEYS",
+        "PAIR_BLOCKS",
+        "LINK_UNDERLAYS",
+    ]
     claims = {name: getattr(m, name) for name in names}
     assert refuted({"PAIR_BLOCKS": m.PAIR_BLOCKS6}, 6) == []
     claims["XM_VAR_NODF"] = m.VAR_NODF

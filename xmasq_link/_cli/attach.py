@@ -26,7 +26,7 @@ GRAMMAR = (
     Word("name", "name", text, "NAME (of a vxlan device)"),
     Word("--watch", "pattern", text, "PATTERN (of device names, such as flannel.*)"),
     Word("--detach", "detach", value=True),
-    Word("dev", "dev", text, "DEVICE (that reaches the peers)"),
+    Word("dev", "dev", text, "DEVICE[,DEVICE…] (that reach the peers)"),
     Word("local", "local", text, "ADDR (an address of this host)"),
     Word("lease", "lease_ms", lease_ms, "TIME (1s to 60s)"),
     Word("secret-file", "secret_file", text, "PATH (of a file that only you can read)"),
@@ -38,7 +38,7 @@ GRAMMAR = (
 )
 USAGE = """\
 Usage: xmasq attach { [ name ] NAME | --watch PATTERN [ --detach ] }
-                    [ dev DEVICE ] [ local ADDR ] [ lease TIME ]
+                    [ dev DEVICE[,…] ] [ local ADDR ] [ lease TIME ]
                     [ secret-file PATH ] [ segment-bits BITS ]
                     [ key-bits BITS ] [ mark DSCP ] [ bounce DSCP ]
                     [ flows NUMBER ]

@@ -122,7 +122,7 @@ ADD = (
     TYPE,
     Word("id", "vni", number(0, 16777215), "VNI (0 to 16777215)", also=("vni",)),
     Word("local", "local", text, "ADDR (an address of this host)"),
-    Word("dev", "dev", text, "DEVICE (that reaches the peers)"),
+    Word("dev", "dev", text, "DEVICE[,DEVICE…] (that reach the peers)"),
     _REMOTE,
     _GROUP,
     Word("dstport", "port", number(0, 65535), "PORT (0 to 65535)"),
@@ -206,7 +206,7 @@ def gather(found: dict[str, Any]) -> dict[str, Any]:
 
 USAGE = """\
 Usage: xmasq link add [ name ] NAME [ DEVICE SETTINGS ] [ type xmasq ] id VNI local ADDR
-                      [ dev DEVICE ] [ { remote | group } ADDR ] [ dstport PORT ]
+                      [ dev DEVICE[,…] ] [ { remote | group } ADDR ] [ dstport PORT ]
                       [ srcport MIN MAX ] [ [no]learning ] [ ageing SECONDS ]
                       [ maxaddress NUMBER ] [ ttl TTL ] [ tos TOS ] [ df DF ]
                       [ flowlabel LABEL ] [ reserved_bits BITS ] [ [no]proxy ] [ [no]rsc ]

@@ -1,0 +1,85 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * What the routing table says of the way to a peer. Encoded packets leave by the device that the
+ * flow's fallback packet has left by; these functions tell when that may no longer be right.
+ */
+#ifndef XMASQ_ROUTE_H
+#define XMASQ_ROUTE_H
+
+#include "parse.h"
+
+#define LOOPBACK_IFINDEX 1 /* in every namespace */
+#define WAY_NONE (~0U)
+
+/*
+ * The device by which the host itself would send to a peer: a lookup as the stack does it for its
+ * own packets, that is, coming from the loopback device. WAY_NONE without a route, 0 if the kernel
+ * does not tell (a host that does not forward, or, before Linux 6.9, an unresolved neighbour). Of
+ * several ways at the same cost it is always the same one; what counts is that the answer stays.
+ */
+static __always_inline __u32 way_to(struct __sk_buff *skb, addr_t local, addr_t peer)
+{
+	struct bpf_fib_lookup fib = {};
+	int ret;
+
+	fib.ifindex = LOOPBACK_IFINDEX;
+	ip_fib_ends(&fib, local, peer);
+	ret = xm_fib_lookup(skb, &fib, sizeof(fib), 0);
+	if (ret < 0 || ret == BPF_FIB_LKUP_RET_FWD_DISABLED)
+		return 0;
+	if (ret == BPF_FIB_LKUP_RET_SUCCESS || ret == BPF_FIB_LKUP_RET_NO_NEIGH)
+		return fib.ifindex == LOOPBACK_IFINDEX ? 0 : fib.ifindex;
+	return WAY_NONE;
+}
+
+/* Is there a way by this device, as far as the kernel tells? */
+static __always_inline int way_by(struct __sk_buff *skb, __u32 oif, addr_t local, addr_t peer)
+{
+	struct bpf_fib_lookup fib = {};
+	int ret;
+
+	fib.ifindex = oif;
+	ip_fib_ends(&fib, local, peer);
+	ret = xm_fib_lookup(skb, &fib, sizeof(fib), FIB_LOOKUP_OUTPUT);
+	return ret == BPF_FIB_LKUP_RET_SUCCESS || ret == BPF_FIB_LKUP_RET_NO_NEIGH ||
+	       ret == BPF_FIB_LKUP_RET_FWD_DISABLED;
+}
+
+/*
+ * May a flow still leave by its entry's device? Not if the answer has changed since the last
+ * CONFIRM. Where it is another device than the entry's, there are several ways, or a policy: then
+ * the entry's own must still be there.
+ */
+static __always_inline int way_stays(struct __sk_buff *skb, const struct entry *e,
+				     struct entry *live)
+{
+	__u32 way = way_to(skb, e->local, e->peer);
+
+	if (!way)
+		return 1;
+	if (live->way && way != live->way)
+		return 0;
+	if (way != e->oif && !way_by(skb, e->oif, e->local, e->peer))
+		return 0;
+	live->way = way;
+	return 1;
+}
+
+/*
+ * Underlay egress, for a fallback packet with a mark, by which a policy may have routed it: is its
+ * next hop the one that an encoded packet would take from this device? The kernel must know its
+ * address.
+ */
+static __always_inline int way_same(struct __sk_buff *skb, addr_t local, addr_t peer)
+{
+	struct bpf_fib_lookup fib = {};
+	__u8 dmac[ETH_ALEN + 2];
+
+	fib.ifindex = skb->ifindex;
+	ip_fib_ends(&fib, local, peer);
+	return !xm_fib_lookup(skb, &fib, sizeof(fib), FIB_LOOKUP_OUTPUT) &&
+	       fib.ifindex == skb->ifindex && !xm_skb_load_bytes(skb, 0, dmac, ETH_ALEN) &&
+	       mac_equal(dmac, fib.dmac);
+}
+
+#endif
