@@ -168,7 +168,8 @@ static __always_inline int icmp_ingress(struct __sk_buff *skb, struct conf *conf
 
 /*
  * TCP without a key, from a peer, with MARK: a host's own stack copies DSCP into a reset, which has
- * DF and Identification 0. Nobody decodes there. Returns whether it is one.
+ * DF and Identification 0, over IPv6 any flow label. Nobody decodes there. Returns whether it is
+ * one.
  */
 static __always_inline int reset_ingress(struct __sk_buff *skb, const struct ip_hdr *wire)
 {

@@ -337,7 +337,8 @@ static __always_inline int underlay_ingress(struct __sk_buff *skb)
 	}
 	if (!ip_whole(&ip))
 		return ACT_UNSPEC;
-	if (ip.proto == IPPROTO_TCP && !wire_key(conf, conf->mark, &ip) && reset_ingress(skb, &ip))
+	if (ip.proto == IPPROTO_TCP && !key_ok(conf, wire_key(conf, conf->mark, &ip)) &&
+	    reset_ingress(skb, &ip))
 		return ACT_UNSPEC;
 	if (!wire_len(skb, &ip))
 		return ACT_UNSPEC;

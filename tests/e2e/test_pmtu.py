@@ -23,6 +23,7 @@ pytestmark = pytest.mark.e2e
 
 MTU = 1400
 _SO_MARK, _IP_RECVERR, _IP_MTU_DISCOVER, _PMTUDISC_PROBE = 36, 11, 10, 3
+_IPV6_MTU_DISCOVER, _IPV6_RECVERR = 23, 25
 
 
 def learned(container: Container, other: Container) -> int:
@@ -41,10 +42,10 @@ def forget(overlay: Overlay) -> None:
 # --- a router has an MTU of 1400 ------------------------------------------------------------------
 
 
-@pytest.fixture
-def row(lab: Lab, make: Make) -> Overlay:
+@pytest.fixture(params=[4, 6], ids=["IPv4", "IPv6"])
+def row(request: pytest.FixtureRequest, lab: Lab, make: Make) -> Overlay:
     """Two hosts with two routers between them, whose link has an MTU of 1400."""
-    hosts = lab.hosts(2)
+    hosts = lab.hosts(2, family=request.param)
     lab.row(*hosts, mtu=MTU)
     overlay = make(hosts, kind="xmasq")
     meet(overlay)
@@ -54,11 +55,13 @@ def row(lab: Lab, make: Make) -> Overlay:
 
 def test_a_ping_learns_the_path_mtu(row: Overlay) -> None:
     for source, target in permutations(row.containers):
-        said = source.ping(target, count=1, size=1472, df=True, wait=0.5)
+        headers = 28 if row.family == 4 else 48
+        words = f"Frag needed and DF set (mtu = {MTU})" if row.family == 4 else f"Packet too big: mtu={MTU}"
+        said = source.ping(target, count=1, size=1500 - headers, df=True, wait=0.5)
         assert said.received == 0
-        assert f"From {target.address} icmp_seq=1 Frag needed and DF set (mtu = {MTU})" in said.output
+        assert f"From {target.address} icmp_seq=1 {words}" in said.output
         assert learned(source, target) == MTU
-        assert source.ping(target, count=3, size=MTU - 28, df=True).received == 3
+        assert source.ping(target, count=3, size=MTU - headers, df=True).received == 3
         assert (stats(source.host)["icmp_rx"], stats(source.host)["error"]) == (1, 0)
 
 
@@ -122,9 +125,9 @@ def meet_by_vxlan(overlay: Overlay) -> None:
 
 
 @pytest.fixture
-def pair(lab: Lab) -> Overlay:
+def pair(request: pytest.FixtureRequest, lab: Lab) -> Overlay:
     """Two hosts with a long lease, encoding to each other."""
-    overlay = routed_overlay(lab.hosts(2), options=["lease", "30s"])
+    overlay = routed_overlay(lab.hosts(2, family=getattr(request, "param", 4)), options=["lease", "30s"])
     meet(overlay)
     negotiate(*overlay.containers)
     return overlay
@@ -142,6 +145,7 @@ def lose_datapath(host: Host) -> None:
     host.inside(take)
 
 
+@pytest.mark.parametrize("pair", [4, 6], indirect=True, ids=["IPv4", "IPv6"])
 def test_port_unreachable_by_the_peer_itself_ends_encoding(pair: Overlay) -> None:
     a, b = pair.containers
     lose_datapath(b.host)
@@ -153,6 +157,7 @@ def test_port_unreachable_by_the_peer_itself_ends_encoding(pair: Overlay) -> Non
     assert flow(a, b) is None
 
 
+@pytest.mark.parametrize("pair", [4, 6], indirect=True, ids=["IPv4", "IPv6"])
 def test_a_reset_by_the_peer_itself_ends_encoding(pair: Overlay) -> None:
     a, b = pair.containers
     lose_datapath(b.host)

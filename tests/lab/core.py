@@ -31,7 +31,10 @@ _NETNS = Path("/run/netns")
 #: a process id, cannot be mistaken: namespaces are removed only when their lab surely is dead.
 _LOCKS = Path("/run/xmq-lab")
 #: The two ends of the link between the routers of a row.
-ROW = {"near": "203.0.113.1", "far": "203.0.113.2"}
+ROW = {
+    "near": {4: "203.0.113.1", 6: "2001:db8:ffff::1"},
+    "far": {4: "203.0.113.2", 6: "2001:db8:ffff::2"},
+}
 _NAME = re.compile(r"xmq-\d+-\d+")
 
 
@@ -180,11 +183,16 @@ class Lab:
             self.fabric.join(router, "eth0", segment=segment, mtu=self.mtu)
             if router is routers[0]:
                 router.ip(f"link add mid mtu {mtu} type veth peer name mid mtu {mtu} netns {routers[1].name}")
-            router.ip(f"addr add {ROW[name]}/30 dev mid", "link set mid up")
-        routers[0].ip(f"route add {far.address}/32 via {ROW['far']}")
-        routers[1].ip(f"route add {near.address}/32 via {ROW['near']}")
-        near.ip(f"route add {far.address}/32 via {routers[0].address}")
-        far.ip(f"route add {near.address}/32 via {routers[1].address}")
+            router.ip(
+                f"addr add {ROW[name][4]}/30 dev mid",
+                f"addr add {ROW[name][6]}/64 dev mid nodad",
+                "link set mid up",
+            )
+        for family in near.addresses:
+            routers[0].ip(f"route add {far.addresses[family]} via {ROW['far'][family]}")
+            routers[1].ip(f"route add {near.addresses[family]} via {ROW['near'][family]}")
+            near.ip(f"route add {far.addresses[family]} via {routers[0].addresses[family]}")
+            far.ip(f"route add {near.addresses[family]} via {routers[1].addresses[family]}")
         return routers
 
 

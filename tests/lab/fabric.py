@@ -76,7 +76,11 @@ class Fabric(Namespace):
             f"link set {name} master {segment}",
             f"link set {name} up",
         )
-        router.ip(f"addr add {router.address}/24 dev {ifname}", f"link set {ifname} up")
+        router.ip(
+            f"addr add {router.addresses[4]}/24 dev {ifname}",
+            f"addr add {router.addresses[6]}/64 dev {ifname} nodad",
+            f"link set {ifname} up",
+        )
 
     def part(self, host: Host, segment: str, *, ifname: str = "eth0") -> None:
         """Moves a host's interface to a segment of its own, which is made if need be."""

@@ -164,18 +164,21 @@ class Host(Namespace):
 
 
 class Router(Namespace):
-    """A router of the underlay: forwards, and sends no redirects."""
+    """A router of the underlay, of both families: forwards, and sends no redirects."""
 
     def __init__(self, lab: Lab, number: int) -> None:
         super().__init__(lab, f"r{number}")
-        self.address = f"192.0.2.{200 + number}"
+        self.addresses: dict[int, str] = {4: f"192.0.2.{200 + number}", 6: f"2001:db8::{200 + number:x}"}
+        self.address = self.addresses[4]
         values: dict[str, str | int] = {
             "ipv4/ip_forward": 1,
             "ipv4/conf/all/send_redirects": 0,
             "ipv4/conf/default/send_redirects": 0,
             "ipv4/icmp_ratelimit": 0,
+            "ipv6/conf/all/forwarding": 1,
+            "ipv6/icmp/ratelimit": 0,
         }
-        self.sysctl(values | _NO_IPV6)
+        self.sysctl(values | _IPV6)
         self.ip("link set lo up")
 
 
