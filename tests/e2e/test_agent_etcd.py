@@ -268,6 +268,7 @@ def test_tls_and_users(lab):
         newcomer.stop()
 
 
+@pytest.mark.slow
 def test_two_address_families(lab):
     etcd = Etcd(lab.host())
     network = make(lab, etcd, 0)
