@@ -21,7 +21,7 @@ def draw(results: Results, where: Path) -> Iterator[Path]:
 
     matplotlib.use("Agg")
     streams = {
-        f"{regime}\n{load.removeprefix('TCP stream, ')}": loads[load]["throughput"]
+        _label(regime, load): loads[load]["throughput"]
         for regime, loads in results.items()
         for load in loads
         if load.startswith("TCP stream")
@@ -29,7 +29,7 @@ def draw(results: Results, where: Path) -> Iterator[Path]:
     if streams:
         yield _bars(streams, "TCP stream, Gbit/s", where / "streams.png")
         cpu = {
-            f"{regime}\n{load.removeprefix('TCP stream, ')}": loads[load]["cpu"]
+            _label(regime, load): loads[load]["cpu"]
             for regime, loads in results.items()
             for load in loads
             if load.startswith("TCP stream")
@@ -48,6 +48,10 @@ def draw(results: Results, where: Path) -> Iterator[Path]:
     }
     if others:
         yield _bars(others, "plain routing = 1", where / "others.png")
+
+
+def _label(regime: str, load: str) -> str:
+    return f"{regime}\n{load.removeprefix('TCP stream, ')}".replace(", ", "\n")
 
 
 def _bars(groups: dict[str, dict[str, list[float]]], label: str, file: Path) -> Path:
