@@ -167,8 +167,13 @@ static __always_inline int link_there(struct __sk_buff *skb, struct link *link)
 
 	if (likely(now - link->there_at < THERE_FOR))
 		return 1;
-	if (xm_fib_lookup(skb, &fib, sizeof(fib), 0) == -XM_ENODEV)
+	if (xm_fib_lookup(skb, &fib, sizeof(fib), 0) == -XM_ENODEV) {
+		/* Moved, it would go on to encode, in a namespace where that leads nowhere. */
+		if (link->there_at)
+			link->tx_gen++;
+		link->there_at = 0;
 		return 0;
+	}
 	link->there_at = now;
 	return 1;
 }

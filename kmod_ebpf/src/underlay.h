@@ -389,7 +389,8 @@ static __always_inline int announce(struct __sk_buff *skb, struct conf *conf, ad
 		if (!xm_skb_load_bytes(skb, INNER_OFF, &tag, sizeof(tag)) && tag == conf->tag)
 			return ACT_SHOT; /* only asked (encode.h, ask) */
 	}
-	if (!scratch->missed_at || (skb->mark && !way_same(skb, src, dst)))
+	if (!scratch->missed_at || (skb->mark && !way_same(skb, src, dst)) ||
+	    !link_there(skb, link))
 		return ACT_UNSPEC;
 	if (!inner_flow(&h, link->ifindex, &f) && flow_equal(&f, &scratch->missed)) {
 		struct entry *e = flow_get(&f);
