@@ -19,10 +19,15 @@ SWITCHES = ("tx", "tso", "gso", "gro", "udp_tunnel")
 SIZE = 1_500_000
 
 
-@pytest.fixture(scope="module", params=[routed_overlay, bridged_overlay], ids=["routed", "bridged"])
+@pytest.fixture(
+    scope="module",
+    params=[(routed_overlay, 4), (bridged_overlay, 4), (routed_overlay, 6)],
+    ids=["routed", "bridged", "routed, IPv6"],
+)
 def overlay(request: pytest.FixtureRequest) -> Iterator[Overlay]:
     with Lab() as lab:
-        made: Overlay = request.param(lab.hosts(2))
+        make, family = request.param
+        made: Overlay = make(lab.hosts(2, family=family))
         negotiate(*made.containers)
         yield made
 
@@ -53,10 +58,14 @@ def folded(data: bytes) -> int:
 
 def assert_checksums(packet: Seen) -> None:
     """Those of the IPv4 header, and of TCP or UDP."""
-    assert folded(packet.data[:20]) == 0xFFFF
+    if packet.data[0] >> 4 == 6:
+        ends = packet.data[8:40]
+    else:
+        ends = packet.data[12:20]
+        assert folded(packet.data[:20]) == 0xFFFF
     if packet.protocol in (TCP, UDP):
-        l4 = packet.data[20 : packet.length]
-        assert folded(packet.data[12:20] + struct.pack("!HH", packet.protocol, len(l4)) + l4) == 0xFFFF
+        l4 = packet.payload
+        assert folded(ends + struct.pack("!HH", packet.protocol, len(l4)) + l4) == 0xFFFF
 
 
 @pytest.mark.parametrize(
