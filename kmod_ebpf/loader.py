@@ -23,11 +23,13 @@ SOURCE = Path(__file__).parent / "src"
 #: The programs that are attached, in the order of a packet's way. Those for an IPv6 underlay are called
 #: the same here, and xmasq6_… in the kernel.
 PROGRAMS = ("xmasq_encode", "xmasq_egress", "xmasq_ingress", "xmasq_arrive")
+#: On links in external (collect metadata) mode, these stand in front; over IPv4 only.
+METADATA = ("xmasq_encode_md", "xmasq_arrive_md")
 #: Run by user space, loaded when it is needed.
 FLUSH = "xmasq_flush"
 
 #: What is compiled together: a main text, and its programs.
-DATAPATH = ("xmasq.c", (*PROGRAMS, FLUSH))
+DATAPATH = ("xmasq.c", (*PROGRAMS, FLUSH, *METADATA))
 CAPTURE_IN, CAPTURE_OUT = "xmasq_show_in", "xmasq_show_out"
 CAPTURE = ("capture.c", (CAPTURE_IN, CAPTURE_OUT))
 COUNT_IN, COUNT_OUT = "xmasq_count_in", "xmasq_count_out"
@@ -107,7 +109,11 @@ def kernel_name(name: str, family: int) -> str:
     return name if family == 4 else name.replace("xmasq_", f"xmasq{family}_", 1)
 
 
-_PROGRAM_OF = {kernel_name(name, family): (name, family) for family in (4, 6) for name in PROGRAMS}
+_PROGRAM_OF = {
+    kernel_name(name, family): (name, family)
+    for family in (4, 6)
+    for name in (*PROGRAMS, *(METADATA if family == 4 else ()))
+}
 
 
 def program_of(kernel: str) -> tuple[str, int] | None:
@@ -118,7 +124,7 @@ def program_of(kernel: str) -> tuple[str, int] | None:
 def _run_compiler(unit: Unit, family: int) -> str:
     env = dict(os.environ)
     package = str(Path(__file__).parent.parent)
-    names = [kernel_name(name, family) for name in unit[1]]
+    names = [kernel_name(name, family) for name in unit[1] if family == 4 or name not in METADATA]
     env["PYTHONPATH"] = os.pathsep.join(filter(None, [package, env.get("PYTHONPATH")]))
     try:
         done = subprocess.run(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import ctypes
 import ipaddress
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from ctypes import c_uint8 as u8
 from ctypes import c_uint16 as u16
 from ctypes import c_uint32 as u32
@@ -62,6 +62,22 @@ class Struct(ctypes.LittleEndianStructure):
 
 
 LINK_UP, LINK_SECRET, LINK_LEARNING, LINK_ATTACHED, LINK_HALF = 0x01, 0x02, 0x04, 0x08, 0x10
+LINK_EXTERNAL = 0x20
+VNI_ANY, MAX_EXTERNAL, WHERE_EXTERNAL = 0xFFFFFFFF, 128, 1 << 31
+
+
+def link_of(where: int, links: Mapping[int, Any]) -> tuple[Any | None, int]:
+    """The link that a flow or key is of (Flow.ifindex, Slot.ifindex), and its VNI; None if it is gone.
+
+    links: by index. See src/state.h, flow_where.
+    """
+    if where & WHERE_EXTERNAL:
+        link = links.get(where >> 24 & (MAX_EXTERNAL - 1))
+        return (link if link and link.flags & LINK_EXTERNAL else None), where & 0xFFFFFF
+    link = next((x for x in links.values() if x.ifindex == where), None)
+    return link, link.vni if link else 0
+
+
 VAR_NODF = 0x01
 BLOCK_KEYS, PAIR_BLOCKS, PAIR_BLOCKS6 = 64, 128, 256
 

@@ -11,11 +11,13 @@ import ipaddress
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from pyroute2 import IPRoute
 
 from kmod_ebpf import maps as m
+from kmod_ebpf.loader import METADATA
 
 from . import _device as _dev
 from . import _hold, _offload, _underlay, _vxlan
@@ -107,8 +109,12 @@ def attach_link(
             dp = Datapath.load(seg_bits, key_bits, mark, bounce, flows, want.local.version)
             close.callback(dp.close)
         _hold.live(lease_ms, want.local.version)
+        flags = m.LINK_ATTACHED
+        if want.vni == m.VNI_ANY:
+            flags |= m.LINK_EXTERNAL
+            _check_external(name, want.local, free_index(dp))
         with contextlib.ExitStack() as undo:
-            enter_link(ipr, dp, free_index(dp), want, device, underlays, m.LINK_ATTACHED, undo)
+            enter_link(ipr, dp, free_index(dp), want, device, underlays, flags, undo)
             made = links(name)[0]
             undo.pop_all()
     return made
@@ -256,9 +262,8 @@ def whole(ipr: IPRoute, link: Any) -> bool:
     def there(ifindex: int) -> set[str]:
         return {f.program for f in filters(ipr, ifindex) if f.family == family}
 
-    return {ENCODE, ARRIVE} <= there(link.ifindex) and all(
-        {IN, OUT} <= there(index) for index in _underlay.indexes(link)
-    )
+    own = {ENCODE, ARRIVE, *(METADATA if link.flags & m.LINK_EXTERNAL else ())}
+    return own <= there(link.ifindex) and all({IN, OUT} <= there(index) for index in _underlay.indexes(link))
 
 
 def _request(ipr: IPRoute, device: Any, local: IPAddress | None, dev: tuple[str, ...]) -> _Request:
@@ -266,7 +271,7 @@ def _request(ipr: IPRoute, device: Any, local: IPAddress | None, dev: tuple[str,
     name, data = device.get_attr("IFLA_IFNAME"), _attributes(device)
     return _Request(
         name,
-        data.get_attr("IFLA_VXLAN_ID"),
+        m.VNI_ANY if data.get_attr("IFLA_VXLAN_COLLECT_METADATA") else data.get_attr("IFLA_VXLAN_ID"),
         _local(name, data, local),
         _lower(ipr, name, data, dev),
         None,
@@ -290,11 +295,30 @@ def _attributes(device: Any) -> Any:
     if data is None:
         raise InputError("name", f'"{name}" is no vxlan device{f" but of the type {kind}" if kind else ""}')
     for option in _vxlan.OPTIONS:
+        if option.name == "external":
+            continue
         if option.refused and data.get_attr(f"IFLA_{option.attribute.upper()}"):
             raise InputError("name", f'"{name}" has {option.name}: {option.refused}')
     if device.get_attr("IFLA_LINK_NETNSID") is not None:
         raise InputError("name", f'"{name}" sends through another network namespace')
     return data
+
+
+def _check_external(name: str, local: IPAddress, idx: int) -> None:
+    """Checks what a device in external (collect metadata) mode needs. Raises InputError."""
+    if local.version != 4:
+        raise InputError("local", f'"{name}" is in external mode, which needs an IPv4 address, not {local}')
+    if idx >= m.MAX_EXTERNAL:
+        raise InputError(
+            "name", f'"{name}" is in external mode: no more than {m.MAX_EXTERNAL - 1} links then'
+        )
+    try:
+        known = b"\0local_ipv4\0" in Path("/sys/kernel/btf/vmlinux").read_bytes()
+    except OSError:
+        known = False
+    if not known:
+        text = f'"{name}" is in external mode, and this kernel lets no program say where a packet came from'
+        raise InputError("name", f"{text} (Linux 6.0)")
 
 
 def _local(name: str, data: Any, given: IPAddress | None) -> IPAddress:

@@ -30,6 +30,7 @@ from ._wire import BOUNCE, MARK, SEG_BITS
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
+ENCODE_MD, ARRIVE_MD = loader.METADATA
 ENCODE, ARRIVE, IN, OUT = "xmasq_encode", "xmasq_arrive", "xmasq_ingress", "xmasq_egress"
 
 
@@ -86,7 +87,7 @@ class Datapath:
             for f in filters(ipr, ifindex, clsact=clsact):
                 if f.family in seen:
                     seen[f.family].setdefault(f.program, f.prog_id)
-            if all(len(programs) == len(loader.PROGRAMS) for programs in seen.values()):
+            if all(programs.keys() >= set(loader.PROGRAMS) for programs in seen.values()):
                 break
         with contextlib.ExitStack() as undo:
             found = []
@@ -229,12 +230,28 @@ class Datapath:
             detach(ipr, f)
         self.maps["underlays"].delete(u32(ifindex))
 
-    def hook_link(self, ipr: IPRoute, ifindex: int, undo: contextlib.ExitStack) -> None:
-        """Attaches encode and arrive to a link. They go with the device."""
+    def hook_link(
+        self, ipr: IPRoute, ifindex: int, undo: contextlib.ExitStack, *, external: bool = False
+    ) -> None:
+        """Attaches encode and arrive to a link, and to an external one what goes before them.
+
+        They go with the device.
+        """
         prepare(ipr, ifindex, undo)
         undo.callback(self.unhook_link, ipr, ifindex)
         self._hook(ipr, ifindex, INGRESS, ARRIVE)
         self._hook(ipr, ifindex, EGRESS, ENCODE)
+        if external:
+            for parent, name in ((INGRESS, ARRIVE_MD), (EGRESS, ENCODE_MD)):
+                if name not in self.programs:
+                    self.programs[name] = self._load_program(name)
+                self._hook(ipr, ifindex, parent, name)
+
+    def _load_program(self, name: str) -> int:
+        try:
+            return loader.load_program(loader.compile_object(family=self.family), name, self.maps)
+        except (loader.CompileError, loader.LoadError) as e:
+            raise XmasqError(str(e)) from e
 
     def unhook_link(self, ipr: IPRoute, ifindex: int) -> None:
         """Removes encode and arrive from a device that stays."""

@@ -257,6 +257,9 @@ def explain(link: str, source: str, destination: str, *, netns: Netns | None = N
     """
     source, destination = str(_ip("source", source)), str(_ip("destination", destination))
     with IPRoute() as ipr, find_link(ipr, link) as (dp, idx, entry):
+        if entry.flags & m.LINK_EXTERNAL:
+            why = "is in external mode: what sends there decides on VNI and peer, packet by packet"
+            raise InputError("link", f'"{link}" {why}')
         look = _Look(ipr, dp, idx, entry, source, destination)
         look.device_is_ready()
         look.addresses_fit()

@@ -67,10 +67,13 @@ def _flows(dp: Datapath, links: Mapping[int, Any], names: Mapping[int, str]) -> 
         ifindex, sip, dip, smac, dmac, dscp, variant = read_key(raw_key)
         end, local, peer, oif, pair_gen, pair, route, nexthop, key = read_value(raw_value)
         at = by_index.get(ifindex)
+        vni = at.vni if at is not None else 0
+        if ifindex & m.WHERE_EXTERNAL:
+            at, vni = m.link_of(ifindex, links)
         if at is not None and at.flags & m.LINK_UP and now < end and pairs.get(pair) == pair_gen:
             yield Flow(
-                names.get(ifindex) or f"if{ifindex}",
-                at.vni,
+                names.get(at.ifindex) or f"if{at.ifindex}",
+                vni,
                 smac.hex(":"),
                 dmac.hex(":"),
                 _ip(sip),
@@ -102,15 +105,16 @@ def _keys(
     for _, _, s in dp.slots(now):
         at = links.get(s.link)
         state, left = "reserved", 0
-        if at and at.rx_gen == s.rx_gen and at.ifindex == s.ifindex:
+        of, vni = m.link_of(s.ifindex, links)
+        if of is at and of is not None and of.rx_gen == s.rx_gen:
             if s.valid > now:
-                state, left = "granted", max(0, s.valid - now - at.guard_ms * 1_000_000)
+                state, left = "granted", max(0, s.valid - now - of.guard_ms * 1_000_000)
             elif s.offered:
                 state = "offered"
         if at or all_links:
             yield Key(
-                names.get(s.ifindex, f"if{s.ifindex}"),
-                at.vni if at else 0,
+                names.get(at.ifindex if at else s.ifindex) or f"if{s.ifindex}",
+                vni,
                 mac(s.smac),
                 mac(s.dmac),
                 ip(s.sip),
@@ -199,7 +203,6 @@ def _flush(
     dp: Datapath, links: Mapping[int, Any], want: Mapping[str, bytes | None], at_peer: bytes | None
 ) -> int:
     ended = 0
-    indexes = {x.ifindex for x in links.values()}
     now = _hold.now_ns()
     if at_peer is not None and len(at_peer) == len(dp.types.Addr()):
         for x in links.values():
@@ -208,7 +211,7 @@ def _flush(
 
     def matches(flow: Any, of_peer: Any) -> bool:
         return (
-            flow.ifindex in indexes
+            m.link_of(flow.ifindex, links)[0] is not None
             and (at_peer is None or bytes(of_peer) == at_peer)
             and all(v is None or bytes(getattr(flow, k)) == v for k, v in want.items())
         )

@@ -552,7 +552,7 @@ def put_hooks(
     for device in underlays:
         dp.hook_underlay(ipr, device["index"], device.get_attr("IFLA_MTU"), undo)
     dp.add_link(idx, link, undo)
-    dp.hook_link(ipr, link.ifindex, undo)
+    dp.hook_link(ipr, link.ifindex, undo, external=bool(link.flags & m.LINK_EXTERNAL))
     link.flags = flags
     dp.put_link(idx, link)
 
@@ -614,7 +614,7 @@ def prune_links(*, netns: Netns | None = None) -> int:
 def take_keys_back(dp: Datapath, idx: int, link: Any) -> list[Any]:
     """Ends the fast path of a link that is about to go; returns the keys that it had given."""
     now = _hold.now_ns()
-    given = [s for _, _, s in dp.slots(now) if s.ifindex == link.ifindex and s.valid > now]
+    given = [s for _, _, s in dp.slots(now) if s.link == idx and s.rx_gen == link.rx_gen and s.valid > now]
     # From here on its keys bounce, and until the hooks go nothing encoded reaches this host's sockets.
     link.flags &= ~m.LINK_UP
     link.rx_gen += 1
@@ -728,7 +728,7 @@ def _info(device: Any, link: Any, names: Mapping[int, str]) -> dict[str, Any]:
     words = ["NO-CARRIER"] if flags & 1 and not flags & _RUNNING else []
     attr = device.get_attr
     data_in = _data(device)
-    data: dict[str, Any] = {"id": link.vni}
+    data: dict[str, Any] = {} if link.flags & m.LINK_EXTERNAL else {"id": link.vni}
     local = ipaddress.ip_address(bytes(link.local))
     six = "6" if local.version == 6 else ""  # as `ip` calls them
     if remote := data_in.get_attr(f"IFLA_VXLAN_GROUP{six}"):
@@ -796,7 +796,7 @@ def links(name: str | None = None, *, netns: Netns | None = None) -> list[Link]:
                     Link(
                         info["ifname"],
                         link.ifindex,
-                        link.vni,
+                        data.get("id", 0),
                         data[f"local{six}"],
                         data["dev"],
                         data.get(f"remote{six}"),

@@ -10,7 +10,10 @@ from typing import Any
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from ._datapath import ARRIVE, ENCODE, IN, OUT
+from kmod_ebpf import maps as m
+from kmod_ebpf.loader import METADATA
+
+from ._datapath import ARRIVE, ARRIVE_MD, ENCODE, ENCODE_MD, IN, OUT
 from ._hooks import EGRESS, INGRESS, filters
 from ._underlay import indexes
 
@@ -51,10 +54,14 @@ def hook_faults(ipr: IPRoute, link: Any) -> list[str]:
             for parent, name in ((EGRESS, OUT), (INGRESS, IN))
         ),
     ):
-        names = on_hook(ipr, ifindex, parent)
+        names = [name for name in on_hook(ipr, ifindex, parent) if name not in METADATA]
         where = device_name(ipr, ifindex)
         if program not in names:
             faults.append(f"{program} is missing on {where}")
         elif names[0] != program:
             faults.append(f'"{names[0]}" runs before {program} on {where}')
+    if link.flags & m.LINK_EXTERNAL:
+        for parent, program in ((EGRESS, ENCODE_MD), (INGRESS, ARRIVE_MD)):
+            if on_hook(ipr, link.ifindex, parent)[:1] != [program]:
+                faults.append(f"{program} is not the first on {device_name(ipr, link.ifindex)}")
     return faults

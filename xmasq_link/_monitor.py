@@ -69,12 +69,22 @@ class _Source:
         undo.callback(self.listen.close)
         self.events = bpf.Map.from_fd(os.dup(dp.maps["events"].fd))
         undo.callback(self.events.close)
+        self._links = bpf.Map.from_fd(os.dup(dp.maps["links"].fd))
+        undo.callback(self._links.close)
+        self._link_type = dp.types.Link
         self.id = self.events.id
         self.reader = perf.Reader(self.events, first=number, step=m.EVENT_LISTENERS, ring=_RING)
         undo.callback(self.reader.close)
         undo.callback(self._switch, False)
         self._switch(True)
         self._lost = 0
+
+    def ifindex(self, where: int) -> int:
+        """The device of a flow (Flow.ifindex)."""
+        if not where & m.WHERE_EXTERNAL:
+            return where
+        raw = self._links.lookup(u32(where >> 24 & (m.MAX_EXTERNAL - 1))) or b""
+        return int(self._link_type.parse(raw).ifindex)
 
     def _switch(self, on: bool) -> None:
         """Tells the datapath who listens; with the namespace's lock held."""
@@ -228,7 +238,8 @@ class Monitor:
 
     def _event(self, source: _Source, e: m.Event) -> Event:
         kind = m.EVENT_KINDS[e.kind - 1] if 1 <= e.kind <= len(m.EVENT_KINDS) else f"unknown_{e.kind}"
-        link = self._links.get(e.ifindex)
+        ifindex = source.ifindex(e.ifindex)
+        link = self._links.get(ifindex)
         flow: dict[str, Any] = {}
         if e.has_flow:
             flow = {
@@ -247,7 +258,7 @@ class Monitor:
         event = Event(
             time_ns=e.at + self._wall,
             kind="flow_ended" if kind in _ENDS else kind,
-            link=link.name if link else (f"if{e.ifindex}" if e.ifindex else None),
+            link=link.name if link else (f"if{ifindex}" if ifindex else None),
             local=source.address(e.local),
             peer=source.address(e.peer),
             key=e.key or None,

@@ -18,6 +18,7 @@ typedef __be32 addr_t;
 #define IP_OFFSET 0x1fff
 #define PROTO_ICMP IPPROTO_ICMP
 #define XM_AF 2 /* AF_INET */
+#define XM_EXTERNAL 1 /* links in collect metadata mode: external.h */
 #define F_STORE 0 /* for what a checksum in the packet makes up for */
 
 #define VXLAN_OVERHEAD 50 /* IPv4, UDP, VXLAN, inner Ethernet */

@@ -15,6 +15,7 @@ typedef struct {
 #define ETHERTYPE_IP ETHERTYPE_IPV6
 #define IP_HDR_LEN 40
 #define XM_AF 10 /* AF_INET6 */
+#define XM_EXTERNAL 0
 #define PROTO_ICMP IPPROTO_ICMPV6
 #define F_STORE F_RECOMPUTE_CSUM /* the pseudo header's part of a checksum is not in the packet */
 

@@ -51,10 +51,10 @@ static __always_inline void ctl_seal(const struct conf *conf, const struct link 
 	fr->ctl.auth = link->flags & LINK_SECRET ? ctl_auth(link, fr) : 0;
 }
 
-static __always_inline void ctl_flow(const struct ctl_frame *fr, __u32 ifindex, struct flow *f)
+static __always_inline void ctl_flow(const struct ctl_frame *fr, __u32 where, struct flow *f)
 {
 	__builtin_memset(f, 0, sizeof(*f));
-	f->ifindex = ifindex;
+	f->ifindex = where;
 	f->sip = fr->ctl.sip;
 	f->dip = fr->ctl.dip;
 	__builtin_memcpy(f->smac, fr->ctl.smac, ETH_ALEN);
@@ -89,7 +89,7 @@ static __always_inline __u32 on_offer(struct __sk_buff *skb, struct conf *conf, 
 {
 	__u32 key = be32(fr->ctl.key), lease = be32(fr->ctl.lease_ms), nonce_b, pair_idx;
 	struct txkey_key k = { .local = fr->ip.dst, .peer = fr->ip.src, .key = key };
-	struct mac_key mk = { .link = idx };
+	struct mac_key mk = { .link = mac_scope(link, idx, be32(fr->ctl.vni)) };
 	struct mac_seen *seen;
 	struct solicit *live_s, *s;
 	struct txkey *live_t, *t;
@@ -107,7 +107,7 @@ static __always_inline __u32 on_offer(struct __sk_buff *skb, struct conf *conf, 
 	p = &scratch->pending;
 	s = &scratch->solicit;
 	f = &scratch->flow;
-	ctl_flow(fr, link->ifindex, f);
+	ctl_flow(fr, flow_where(link, idx, be32(fr->ctl.vni)), f);
 	f->peer = fr->ip.src;
 	live_s = solicit_get(f);
 	if (!live_s) {
@@ -219,7 +219,7 @@ static __always_inline __u32 on_accept(struct __sk_buff *skb, struct conf *conf,
 	if (!scratch || !link_there(skb, link))
 		return 0;
 	f = &scratch->flow;
-	ctl_flow(fr, link->ifindex, f);
+	ctl_flow(fr, flow_where(link, idx, be32(fr->ctl.vni)), f);
 	f->peer = fr->ip.src;
 	pair_idx = pair_find(fr->ip.dst, fr->ip.src);
 	pair = pair_at(pair_idx);
@@ -320,7 +320,7 @@ static __always_inline __u32 on_confirm(struct __sk_buff *skb, struct conf *conf
 	p = &scratch->pending;
 	e = &scratch->entry;
 	f = &scratch->flow;
-	ctl_flow(fr, link->ifindex, f);
+	ctl_flow(fr, flow_where(link, idx, be32(fr->ctl.vni)), f);
 	live = pending_get(f);
 	if (!live) {
 		count(idx, C_CTL_NONCE);

@@ -8,6 +8,7 @@
 
 #include "csum.h"
 #include "event.h"
+#include "external.h"
 #include "pair.h"
 #include "parse.h"
 #include "seal.h"
@@ -72,6 +73,24 @@ static __always_inline int bounce(struct __sk_buff *skb, struct conf *conf,
 	return xm_redirect_neigh(skb->ifindex, 0, 0, 0);
 }
 
+/* Has a packet come out of the link of a flow, as if the vxlan driver had received it from peer. */
+static __always_inline int into_link(struct __sk_buff *skb, struct conf *conf, __u32 where,
+				     addr_t peer)
+{
+	mark_set(skb, conf, KIND_DECODED);
+#if XM_EXTERNAL
+	if (unlikely(where & WHERE_EXTERNAL)) {
+		struct link *link = link_at(where_link(where));
+
+		if (!link)
+			return ACT_SHOT;
+		carry(skb, conf, where, peer);
+		where = link->ifindex;
+	}
+#endif
+	return xm_redirect(where, F_INGRESS);
+}
+
 /*
  * The slot of an encoded packet's key, copied to s, and its link, if the packet can be decoded;
  * else null. This is all that says whose packet it is.
@@ -100,7 +119,8 @@ static __always_inline struct slot *granted(struct __sk_buff *skb, const struct 
 		     !addr_equal(s->local, wire->dst) || tick_ns() >= s->valid))
 		return 0;
 	*link = link_at(s->link);
-	if (unlikely(!*link || (*link)->rx_gen != s->rx_gen || (*link)->ifindex != s->ifindex ||
+	if (unlikely(!*link || (*link)->rx_gen != s->rx_gen ||
+		     flow_where(*link, s->link, s->ifindex) != s->ifindex ||
 		     !link_there(skb, *link)))
 		return 0;
 	return live;
@@ -118,8 +138,7 @@ static __always_inline int decode(struct __sk_buff *skb, struct conf *conf,
 	if (!live->used)
 		live->used = 1;
 	count_bytes(s->link, C_DECODED, skb->len);
-	mark_set(skb, conf, KIND_DECODED);
-	return xm_redirect(s->ifindex, F_INGRESS);
+	return into_link(skb, conf, s->ifindex, s->peer);
 }
 
 /*
@@ -178,7 +197,7 @@ static __always_inline int bounced(struct __sk_buff *skb, struct conf *conf,
 	struct scratch *scratch = scratch_get();
 	struct txkey *live, *t;
 	struct entry *e;
-	__u32 *id;
+	__u32 where, idx;
 
 	if (!scratch || !wire_len(skb, wire))
 		return ACT_UNSPEC;
@@ -207,16 +226,29 @@ static __always_inline int bounced(struct __sk_buff *skb, struct conf *conf,
 	}
 	if (ip_len(wire) == IP_HDR_LEN)
 		return ACT_SHOT;
-	id = link_id(t->flow.ifindex);
+	where = t->flow.ifindex;
+	idx = where_link(where);
+#if XM_EXTERNAL
+	if (where & WHERE_EXTERNAL) {
+		struct link *link = link_at(idx);
+
+		if (!link || !(link->flags & LINK_EXTERNAL) || link->local != wire->dst)
+			return ACT_SHOT;
+		/* The peer that it was sent to, by what sent it or by the FDB. */
+		if (outer_set(skb, where, wire->dst, wire->src))
+			return ACT_SHOT;
+		where = link->ifindex;
+	}
+#endif
 	if (restore(skb, wire, t->flow.sip, t->flow.dip, t->flow.smac, t->flow.dmac, t->flow.dscp,
 		    t->flow.variant, csum_diff(wire->src, wire->dst, t->flow.sip, t->flow.dip))) {
-		count(id ? *id : 0, C_ERROR);
+		count(idx, C_ERROR);
 		return ACT_SHOT;
 	}
-	count(id ? *id : 0, C_RESTORED);
+	count(idx, C_RESTORED);
 	skb->cb[CB_RESTORED] = conf->magic; /* a capture has seen it already (capture.c) */
 	/* Out of the link once more: this time there is no grant. */
-	return xm_redirect(t->flow.ifindex, 0);
+	return xm_redirect(where, 0);
 }
 
 #endif

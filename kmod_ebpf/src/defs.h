@@ -71,6 +71,9 @@ static int (*xm_l3_csum_replace)(void *skb, __u32 off, __u64 from, __u64 to,
 static int (*xm_l4_csum_replace)(void *skb, __u32 off, __u64 from, __u64 to,
 				 __u64 flags) = (void *)11;
 static int (*xm_clone_redirect)(void *skb, __u32 ifindex, __u64 flags) = (void *)13;
+static int (*xm_skb_get_tunnel_key)(void *skb, void *key, __u32 size, __u64 flags) = (void *)20;
+static int (*xm_skb_set_tunnel_key)(void *skb, const void *key, __u32 size,
+				    __u64 flags) = (void *)21;
 static int (*xm_redirect)(__u32 ifindex, __u64 flags) = (void *)23;
 static int (*xm_skb_load_bytes)(const void *skb, __u32 off, void *to, __u32 len) = (void *)26;
 static int (*xm_skb_change_tail)(void *skb, __u32 len, __u64 flags) = (void *)38;

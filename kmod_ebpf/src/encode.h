@@ -7,6 +7,7 @@
 #define XMASQ_ENCODE_H
 
 #include "csum.h"
+#include "external.h"
 #include "hop.h"
 #include "parse.h"
 #include "pmtu.h"
@@ -56,10 +57,11 @@ static __always_inline void let_go(struct __sk_buff *skb, const struct link *lin
 
 /*
  * Sends the packet on to the vxlan driver. f: the flow if it could have been encoded; the next
- * three are for oversize().
+ * three are for oversize(). scope: what MACs are kept by in an external link.
  */
 static __always_inline int fallback(struct __sk_buff *skb, struct conf *conf, int reason,
-				    const struct flow *f, int granted, __u32 limit, __u64 now)
+				    const struct flow *f, int granted, __u32 limit, __u64 now,
+				    __u32 scope)
 {
 	void *data, *end;
 	__u32 *id = link_id(skb->ifindex);
@@ -70,19 +72,23 @@ static __always_inline int fallback(struct __sk_buff *skb, struct conf *conf, in
 	link = link_at(*id);
 	if (!link)
 		return ACT_UNSPEC;
+	if (link->flags & LINK_EXTERNAL && !scope)
+		return ACT_UNSPEC; /* encode_external has had it */
 	if (!now)
 		now = tick_ns();
 	if (!(link->flags & LINK_UP)) {
 		count(*id, C_FB_OFF);
-		oversize(skb, conf, *id, link, 0, 0, 0, now);
+		if (!scope)
+			oversize(skb, conf, *id, link, 0, 0, 0, now);
 		return ACT_UNSPEC;
 	}
 	count(*id, reason);
-	oversize(skb, conf, *id, link, !!f, granted, limit, now);
+	if (!scope)
+		oversize(skb, conf, *id, link, !!f, granted, limit, now);
 	data = (void *)(long)skb->data;
 	end = (void *)(long)skb->data_end;
 	if (data + ETH_HLEN <= end)
-		own_mac(*id, ((struct eth_hdr *)data)->src, now);
+		own_mac(scope ? scope : *id, ((struct eth_hdr *)data)->src, now);
 	let_go(skb, link, f, now);
 	return ACT_UNSPEC;
 }
@@ -170,7 +176,14 @@ static __always_inline int is_stale(const struct entry *live, const struct link 
 	return !(link->flags & LINK_UP) || live->gen != link->tx_gen || live->vouched < live->asked;
 }
 
-static __always_inline int encode(struct __sk_buff *skb)
+#if XM_EXTERNAL
+#define OUTER struct outer
+#else
+#define OUTER int
+#endif
+
+/* outer: of a packet in an external link; else null, which the compiler knows. */
+static __always_inline int encode(struct __sk_buff *skb, const OUTER *outer)
 {
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
 	const struct flow *solicit = 0;
@@ -257,6 +270,10 @@ static __always_inline int encode(struct __sk_buff *skb)
 		}
 	}
 	f.ifindex = skb->ifindex;
+#if XM_EXTERNAL
+	if (outer)
+		f.ifindex = outer->where;
+#endif
 	f.sip = old.src;
 	f.dip = old.dst;
 	__builtin_memcpy(f.smac, eth->src, ETH_ALEN);
@@ -287,6 +304,14 @@ static __always_inline int encode(struct __sk_buff *skb)
 	if (pair->gen != e.pair_gen)
 		goto fallback;
 	granted = 1;
+	reason = C_FB_UNVOUCHED;
+#if XM_EXTERNAL
+	/* Whoever has attached the metadata says where this packet goes, and it may be elsewhere.
+	 */
+	if (outer &&
+	    ((outer->dst && outer->dst != e.peer) || (outer->src && outer->src != e.local)))
+		goto fallback;
+#endif
 	stale = is_stale(live, link);
 	due = now >= e.renew_at && later_by(now, live->asked, NSEC_PER_SEC);
 	if (unlikely(stale || due)) {
@@ -360,7 +385,32 @@ static __always_inline int encode(struct __sk_buff *skb)
 fallback:
 	if (probing)
 		return ACT_SHOT;
-	return fallback(skb, conf, reason, solicit, granted, limit, now);
+#if XM_EXTERNAL
+	if (outer)
+		return fallback(skb, conf, reason, solicit, granted, limit, now, outer->where);
+#endif
+	return fallback(skb, conf, reason, solicit, granted, limit, now, 0);
 }
+
+#if XM_EXTERNAL
+static __always_inline int encode_external(struct __sk_buff *skb)
+{
+	struct outer outer;
+	struct link *link;
+	__u32 idx;
+
+	/* Without metadata the driver drops it, too. */
+	if (outer_of(skb, &link, &idx, &outer))
+		return ACT_UNSPEC;
+	/*
+	 * It has come out of a tunnel, and still has those metadata: a bridge without vlan_tunnel,
+	 * for example. The driver sends no packet whose metadata are of reception; ours look
+	 * otherwise.
+	 */
+	if (outer.dst == link->local)
+		return ACT_SHOT;
+	return encode(skb, &outer);
+}
+#endif
 
 #endif

@@ -77,6 +77,7 @@ static __always_inline int icmp_deliver(struct __sk_buff *skb, struct conf *conf
 {
 	__u32 diff = csum_diff(err->ip.src, err->ip.dst, f->sip, f->dip), len = ip_len(wire);
 	__u64 sum = (__u16)~err->icmp.check;
+	addr_t peer = err->ip.dst;
 	struct ip_hdr ip;
 
 	if (skb->len > ETH_HLEN + len && xm_skb_change_tail(skb, ETH_HLEN + len, 0))
@@ -95,8 +96,7 @@ static __always_inline int icmp_deliver(struct __sk_buff *skb, struct conf *conf
 			       F_STORE))
 		goto error;
 	count(idx, C_ICMP_RX);
-	mark_set(skb, conf, KIND_DECODED);
-	return xm_redirect(f->ifindex, F_INGRESS);
+	return into_link(skb, conf, f->ifindex, peer);
 error:
 	count(idx, C_ERROR);
 	return ACT_SHOT;
@@ -113,7 +113,7 @@ static __always_inline int icmp_ingress(struct __sk_buff *skb, struct conf *conf
 	struct link *link;
 	struct entry *e;
 	__u64 now;
-	__u32 *id;
+	__u32 idx;
 
 	if (!scratch)
 		return ACT_UNSPEC;
@@ -138,14 +138,16 @@ static __always_inline int icmp_ingress(struct __sk_buff *skb, struct conf *conf
 		return ACT_SHOT;
 	}
 	copy_words(t, live, sizeof(*t) / 8);
-	id = link_id(t->flow.ifindex);
-	link = id ? link_at(*id) : 0;
-	if (t->seal != seal_txkey(&k, t) || now >= t->until || !link || !(link->flags & LINK_UP)) {
+	idx = where_link(t->flow.ifindex);
+	link = idx ? link_at(idx) : 0;
+	if (t->seal != seal_txkey(&k, t) || now >= t->until || !link || !(link->flags & LINK_UP) ||
+	    flow_where(link, idx, t->flow.ifindex) != t->flow.ifindex ||
+	    !addr_equal(link->local, wire->dst)) {
 		count(0, C_ICMP_STRAY);
 		return ACT_SHOT;
 	}
 	if (addr_equal(wire->src, k.peer)) {
-		count(*id, C_PEER_GONE);
+		count(idx, C_PEER_GONE);
 		event(skb, EV_PEER_GONE, 0, 0, &k.local, &k.peer, k.key, 0);
 		suspect(skb, k.local, k.peer, now, 1);
 		return ACT_SHOT;
@@ -156,14 +158,14 @@ static __always_inline int icmp_ingress(struct __sk_buff *skb, struct conf *conf
 	/* Nothing has been decoded yet: the path may take VXLAN, and not what is encoded. */
 	if (e && !e->proven && icmp_refused(&err->icmp)) {
 		flow_off(e, now);
-		count(*id, C_ICMP_REFUSED);
-		event(skb, EV_FLOW_REFUSED, *id, &t->flow, &k.local, &k.peer, k.key, 0);
+		count(idx, C_ICMP_REFUSED);
+		event(skb, EV_FLOW_REFUSED, idx, &t->flow, &k.local, &k.peer, k.key, 0);
 		return ACT_SHOT;
 	}
 	/* Its sender had allowed to fragment it: so the fallback will. */
 	if (e && t->flow.variant & XM_VAR_NODF && icmp_too_big(&err->icmp))
 		flow_off(e, now);
-	return icmp_deliver(skb, conf, wire, err, &t->flow, *id);
+	return icmp_deliver(skb, conf, wire, err, &t->flow, idx);
 }
 
 /*

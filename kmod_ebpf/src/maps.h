@@ -42,6 +42,7 @@ struct conf {
 #define LINK_UP 0x01 /* fast path on */
 #define LINK_SECRET 0x02 /* control packets carry an authenticator */
 #define LINK_LEARNING 0x04 /* the FDB learns, so a MAC seen elsewhere has moved */
+#define LINK_EXTERNAL 0x20 /* a device in collect metadata mode: the VNI comes with each packet */
 /* For the control code only: */
 #define LINK_ATTACHED 0x08 /* the device is somebody else's */
 #define LINK_HALF 0x10 /* being made or taken apart; or that was not finished */
@@ -62,6 +63,10 @@ struct link {
 	__u64 there_at; /* tick, ns: the device was there then */
 };
 
+#define VNI_ANY 0xffffffffU /* of an external link, here and in vnis */
+#define WHERE_EXTERNAL 0x80000000U /* in place of an ifindex, none of which is so large */
+#define MAX_EXTERNAL 128 /* external links have an index below this one */
+
 struct vni_key {
 	addr_t local;
 	__u32 vni;
@@ -81,7 +86,7 @@ struct underlay {
  * of encoded flows, elsewhere the remote VTEP.
  */
 struct flow {
-	__u32 ifindex;
+	__u32 ifindex; /* of an external link: its index and the VNI (state.h, flow_where) */
 	addr_t sip;
 	addr_t dip;
 	__u8 smac[ETH_ALEN];
@@ -175,7 +180,7 @@ struct slot {
 	addr_t local;
 	addr_t peer;
 	__u32 key;
-	__u32 ifindex;
+	__u32 ifindex; /* of an external link: its index and the VNI (state.h, flow_where) */
 	addr_t sip;
 	addr_t dip;
 	__u8 smac[ETH_ALEN];

@@ -115,6 +115,45 @@ static __always_inline __u32 link_by_vni(addr_t local, __u32 vni)
 	struct vni_key k = { .local = local, .vni = vni };
 	__u32 *id = vni_id(&k);
 
+#if XM_EXTERNAL
+	if (!id) {
+		k.vni = VNI_ANY;
+		id = vni_id(&k);
+	}
+#endif
+	return id ? *id : 0;
+}
+
+/* What a flow has for its link: the ifindex; for an external link, its index and the VNI. */
+static __always_inline __u32 flow_where(const struct link *link, __u32 idx, __u32 vni)
+{
+#if XM_EXTERNAL
+	if (link->flags & LINK_EXTERNAL)
+		return WHERE_EXTERNAL | (idx & (MAX_EXTERNAL - 1)) << 24 | (vni & 0xffffff);
+#endif
+	return link->ifindex;
+}
+
+/* What MACs are kept by: the link, or the VNI in an external one. */
+static __always_inline __u32 mac_scope(const struct link *link, __u32 idx, __u32 vni)
+{
+#if XM_EXTERNAL
+	if (link->flags & LINK_EXTERNAL)
+		return flow_where(link, idx, vni);
+#endif
+	return idx;
+}
+
+/* Index of the link that a flow is of, or 0. */
+static __always_inline __u32 where_link(__u32 where)
+{
+	__u32 *id;
+
+#if XM_EXTERNAL
+	if (where & WHERE_EXTERNAL)
+		return where >> 24 & (MAX_EXTERNAL - 1);
+#endif
+	id = link_id(where);
 	return id ? *id : 0;
 }
 

@@ -54,7 +54,7 @@ static __always_inline int load_headers(struct __sk_buff *skb, struct fallback_h
 }
 
 /* The flow of a fallback packet, as its sender's encode would see it; 0 if encodable. */
-static __always_inline int inner_flow(const struct fallback_hdr *h, __u32 ifindex, struct flow *f)
+static __always_inline int inner_flow(const struct fallback_hdr *h, __u32 where, struct flow *f)
 {
 	const struct ip_hdr *ip = &h->inner;
 
@@ -63,7 +63,7 @@ static __always_inline int inner_flow(const struct fallback_hdr *h, __u32 ifinde
 		return -1;
 	if (ip_reason(ip, h->eth.dst[0], h->first, &f->variant) || tos_local_use(ip_tos(ip)))
 		return -1;
-	f->ifindex = ifindex;
+	f->ifindex = where;
 	f->sip = ip->src;
 	f->dip = ip->dst;
 	__builtin_memcpy(f->smac, h->eth.src, ETH_ALEN);
@@ -73,9 +73,9 @@ static __always_inline int inner_flow(const struct fallback_hdr *h, __u32 ifinde
 }
 
 /* Is this MAC behind our link? */
-static __always_inline int owns(const struct link *link, __u32 idx, const __u8 *mac, __u64 now)
+static __always_inline int owns(const struct link *link, __u32 scope, const __u8 *mac, __u64 now)
 {
-	struct mac_key k = { .link = idx };
+	struct mac_key k = { .link = scope };
 	struct mac_seen *seen;
 
 	if (mac_equal(mac, link->mac))
@@ -86,11 +86,11 @@ static __always_inline int owns(const struct link *link, __u32 idx, const __u8 *
 }
 
 /* A MAC was seen at a peer. */
-static __always_inline void peer_mac(struct link *link, __u32 idx, const __u8 *mac, addr_t peer,
+static __always_inline void peer_mac(struct link *link, __u32 scope, const __u8 *mac, addr_t peer,
 				     __u64 now)
 {
 	struct mac_seen *seen, fresh = { .peer = peer, .at = now };
-	struct mac_key k = { .link = idx };
+	struct mac_key k = { .link = scope };
 
 	if (mac[0] & 1)
 		return;
@@ -112,7 +112,7 @@ static __always_inline void peer_mac(struct link *link, __u32 idx, const __u8 *m
 static __always_inline int announced(struct __sk_buff *skb, struct conf *conf,
 				     const struct fallback_hdr *h)
 {
-	__u32 vni = vxlan_vni(h->vxlan), idx, pair_idx, fresh;
+	__u32 vni = vxlan_vni(h->vxlan), idx, scope, pair_idx, fresh;
 	struct pair_key tk = { .local = h->ip.dst, .peer = h->ip.src };
 	struct mac_key mk = {};
 	__u64 now = xm_boot_ns(), *told;
@@ -139,14 +139,16 @@ static __always_inline int announced(struct __sk_buff *skb, struct conf *conf,
 		/* Let the link's ingress hook ask, if the driver takes the frame in. */
 		mk.link = idx;
 		__builtin_memcpy(mk.mac, h->eth.src, ETH_ALEN);
-		asked_set(&mk, now);
+		if (!(link->flags & LINK_EXTERNAL)) /* only who attaches metadata could answer */
+			asked_set(&mk, now);
 		count(idx, C_UNTOLD);
 		return ACT_UNSPEC;
 	}
-	peer_mac(link, idx, h->eth.src, h->ip.src, now);
-	if (inner_flow(h, link->ifindex, f))
+	scope = mac_scope(link, idx, vni);
+	peer_mac(link, scope, h->eth.src, h->ip.src, now);
+	if (inner_flow(h, flow_where(link, idx, vni), f))
 		return ACT_UNSPEC;
-	if (!owns(link, idx, h->eth.dst, now)) {
+	if (!owns(link, scope, h->eth.dst, now)) {
 		count(idx, C_NOT_OWNER);
 		return ACT_UNSPEC;
 	}
@@ -216,7 +218,7 @@ static __always_inline int make_offer(struct __sk_buff *skb, struct conf *conf)
 
 	if (!link || load_headers(skb, &h))
 		return ACT_SHOT;
-	if (inner_flow(&h, link->ifindex, &f))
+	if (inner_flow(&h, flow_where(link, idx, vxlan_vni(h.vxlan)), &f))
 		return ACT_SHOT;
 	fr.ip.src = h.ip.dst;
 	fr.ip.dst = h.ip.src;
@@ -224,7 +226,7 @@ static __always_inline int make_offer(struct __sk_buff *skb, struct conf *conf)
 	fr.ctl.type = XM_OFFER;
 	fr.ctl.flags = conf->xbits & XM_CTL_XBITS;
 	fr.ctl.seg_bits = conf->seg_bits;
-	fr.ctl.vni = be32(link->vni);
+	fr.ctl.vni = be32(vxlan_vni(h.vxlan));
 	__builtin_memcpy(fr.ctl.smac, f.smac, ETH_ALEN);
 	__builtin_memcpy(fr.ctl.dmac, f.dmac, ETH_ALEN);
 	fr.ctl.sip = f.sip;
@@ -392,7 +394,8 @@ static __always_inline int announce(struct __sk_buff *skb, struct conf *conf, ad
 	if (!scratch->missed_at || (skb->mark && !way_same(skb, src, dst)) ||
 	    !link_there(skb, link))
 		return ACT_UNSPEC;
-	if (!inner_flow(&h, link->ifindex, &f) && flow_equal(&f, &scratch->missed)) {
+	if (!inner_flow(&h, flow_where(link, idx, vxlan_vni(h.vxlan)), &f) &&
+	    flow_equal(&f, &scratch->missed)) {
 		struct entry *e = flow_get(&f);
 		struct solicit *live, s = { .local = src,
 					    .oif = skb->ifindex,

@@ -275,7 +275,7 @@ static __always_inline void event_out(struct __sk_buff *skb, struct event *e, __
 
 int xmasq_encode(struct __sk_buff *skb)
 {
-	return encode(skb);
+	return encode(skb, 0);
 }
 
 int xmasq_ingress(struct __sk_buff *skb)
@@ -288,16 +288,39 @@ int xmasq_egress(struct __sk_buff *skb)
 	return underlay_egress(skb);
 }
 
+/*
+ * A MAC that comes out of the tunnel has moved, and the driver has learned so: all flows of the
+ * link let their next packet take the fallback, to see where it goes now.
+ */
+static __always_inline void moved(struct __sk_buff *skb, u32 idx, u32 where, struct mac_key *k)
+{
+	struct mac_seen *seen = mac_get(k);
+	struct flow what = { .ifindex = where };
+	struct link *link;
+	addr_t peer;
+
+	if (!seen || (addr_is_set(seen->peer) && !seen->moved))
+		return;
+	peer = seen->peer;
+	if (addr_is_set(peer))
+		seen->moved = 0;
+	else
+		mac_del(k);
+	link = link_at(idx);
+	if (link) {
+		link->tx_gen++;
+		count(idx, C_MOVED);
+		__builtin_memcpy(what.smac, k->mac, ETH_ALEN);
+		event(skb, EV_MAC_MOVED, idx, &what, &link->local, &peer, 0, 0);
+	}
+}
+
 /* A MAC that comes out of the tunnel is not, or no more, behind this host. */
 int xmasq_arrive(struct __sk_buff *skb)
 {
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
 	struct conf *c = conf_get();
-	struct mac_seen *seen;
 	struct mac_key k = {};
-	struct flow moved = {};
-	struct link *link;
-	addr_t peer;
 	u32 *id;
 
 	if (c && marked(skb, c) && (skb->mark & 0xf) == KIND_DECODED) {
@@ -317,28 +340,45 @@ int xmasq_arrive(struct __sk_buff *skb)
 		xm_clone_redirect(skb, skb->ifindex, 0);
 		mark_clear(skb);
 	}
-	seen = mac_get(&k);
-	if (!seen || (addr_is_set(seen->peer) && !seen->moved))
-		return ACT_UNSPEC;
-	/*
-	 * It has moved, and the driver has learned so: all flows of the link let their next packet
-	 * take the fallback, to see where it goes now.
-	 */
-	peer = seen->peer;
-	if (addr_is_set(peer))
-		seen->moved = 0;
-	else
-		mac_del(&k);
-	link = link_at(*id);
-	if (link) {
-		link->tx_gen++;
-		count(*id, C_MOVED);
-		moved.ifindex = skb->ifindex;
-		__builtin_memcpy(moved.smac, k.mac, ETH_ALEN);
-		event(skb, EV_MAC_MOVED, *id, &moved, &link->local, &peer, 0, 0);
-	}
+	moved(skb, *id, skb->ifindex, &k);
 	return ACT_UNSPEC;
 }
+
+#if XM_EXTERNAL
+/* On external links, these run before xmasq_encode and xmasq_arrive, which leave their packets
+ * alone. */
+int xmasq_encode_md(struct __sk_buff *skb)
+{
+	return encode_external(skb);
+}
+
+int xmasq_arrive_md(struct __sk_buff *skb)
+{
+	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+	struct conf *c = conf_get();
+	struct mac_key k = {};
+	struct outer outer;
+	struct link *link;
+	u32 idx;
+
+	if (!c)
+		return ACT_UNSPEC;
+	if (marked(skb, c) && (skb->mark & 0xf) == KIND_DECODED) {
+		if (carried(skb, c)) {
+			count(0, C_ERROR);
+			return ACT_SHOT;
+		}
+		mark_clear(skb);
+		return ACT_UNSPEC;
+	}
+	if (data + ETH_HLEN > end || outer_of(skb, &link, &idx, &outer))
+		return ACT_UNSPEC;
+	k.link = outer.where;
+	__builtin_memcpy(k.mac, ((struct eth_hdr *)data)->src, ETH_ALEN);
+	moved(skb, idx, outer.where, &k);
+	return ACT_UNSPEC;
+}
+#endif
 
 /* What user space asks xmasq_flush for: behind the Ethernet header of a test run's packet. */
 struct flush {

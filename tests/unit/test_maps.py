@@ -73,6 +73,9 @@ def test_constants_and_order_of_the_counters() -> None:
         "BLOCK_KEYS",
         "PAIR_BLOCKS",
         "LINK_UNDERLAYS",
+        "VNI_ANY",
+        "MAX_EXTERNAL",
+        "WHERE_EXTERNAL",
     ]
     claims = {name: getattr(m, name) for name in names}
     assert refuted({"PAIR_BLOCKS": m.PAIR_BLOCKS6}, 6) == []

@@ -133,7 +133,7 @@ def _address_line(link: Link, options: Options) -> str:
 
 def _type_line(link: Link, options: Options) -> str:
     data = dict(link.info["linkinfo"]["info_data"])
-    words = [f"xmasq id {data.pop('id', link.vni)}"]
+    words = ["xmasq external" if data.pop("external", False) else f"xmasq id {data.pop('id', link.vni)}"]
     if remote := data.pop("remote", None) or data.pop("remote6", None):
         word = "group" if ipaddress.ip_address(remote).is_multicast else "remote"
         words.append(f"{word} {_paint(remote, options)}")
