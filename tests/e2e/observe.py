@@ -271,6 +271,20 @@ def on_hook(host: Host, device: str, side: str) -> list[tuple[str, int]]:
     return host.inside(tcx) + [(one["bpf_name"], one["prog"]["id"]) for one in options]
 
 
+def strip(host: Host, device: str) -> None:
+    """Takes all programs off a device's tcx hooks, as somebody else might."""
+
+    def detach() -> None:
+        index = socket.if_nametoindex(device)
+        for side in (bpf.TCX_INGRESS, bpf.TCX_EGRESS):
+            for number in bpf.prog_query(index, side):
+                fd = bpf.prog_fd(number)
+                bpf.prog_detach(index, side, fd)
+                os.close(fd)
+
+    host.inside(detach)
+
+
 def programs(host: Host, device: str) -> dict[str, int]:
     """The ids of the programs on a device's hooks by their names."""
     return dict(on_hook(host, device, "ingress") + on_hook(host, device, "egress"))

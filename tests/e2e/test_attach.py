@@ -4,11 +4,9 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import random
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,11 +14,10 @@ from typing import Any
 
 import pytest
 
-from kmod_ebpf import bpf
 from tests.lab import Host, Lab, Overlay, patience, routed_overlay, tcp_transfer, xmasq, xmasq_json
 from xmasq_link import _hooks, attach_link, detach_link
 
-from .observe import Stream, flow, kinds, negotiate, programs, seen, stats, until, watch
+from .observe import Stream, flow, kinds, negotiate, programs, seen, stats, strip, until, watch
 
 pytestmark = pytest.mark.e2e
 
@@ -40,15 +37,6 @@ def about(host: Host, device: str) -> list[Any]:
 
 def hooks(host: Host, device: str) -> set[str]:
     return set(programs(host, device))
-
-
-def strip(device: str) -> None:
-    """Takes all tcx programs off a device."""
-    for side in (bpf.TCX_INGRESS, bpf.TCX_EGRESS):
-        for number in bpf.prog_query(socket.if_nametoindex(device), side):
-            fd = bpf.prog_fd(number)
-            bpf.prog_detach(socket.if_nametoindex(device), side, fd)
-            os.close(fd)
 
 
 @pytest.fixture
@@ -173,7 +161,7 @@ def test_attached_again_when_others_took_the_hooks_off(plain, monkeypatch, tcx):
             attach_link("xm0", netns=host.name)
         assert bool(host.run(f"tc filter show dev {device} egress").stdout) is not tcx
         if tcx:
-            host.inside(lambda device=device: strip(device))
+            strip(host, device)
         else:
             for side in ("ingress", "egress"):
                 host.run(f"tc filter del dev {device} {side}")

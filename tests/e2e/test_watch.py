@@ -14,10 +14,9 @@ from typing import Any
 
 import pytest
 
-from kmod_ebpf import bpf
 from tests.lab import Host, Lab, routed_overlay, xmasq, xmasq_json
 
-from .observe import negotiate, programs, stats, until
+from .observe import negotiate, programs, stats, strip, until
 
 pytestmark = pytest.mark.e2e
 
@@ -129,18 +128,7 @@ def test_hooks_that_others_take_off(host):
     watch = Watch(host, "flannel.1")
     watch.expect("flannel.1", "attached")
 
-    def strip() -> None:
-        import os
-        import socket
-
-        for side in (bpf.TCX_INGRESS, bpf.TCX_EGRESS):
-            index = socket.if_nametoindex("eth0")
-            for number in bpf.prog_query(index, side):
-                fd = bpf.prog_fd(number)
-                bpf.prog_detach(index, side, fd)
-                os.close(fd)
-
-    host.inside(strip)
+    strip(host, "eth0")
     host.ip("link set lo up", "link set lo down")  # it looks whenever anything changes
     watch.expect("flannel.1", "repaired")
     assert set(programs(host, "eth0")) == {"xmasq_ingress", "xmasq_egress"}
