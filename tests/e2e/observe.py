@@ -21,6 +21,7 @@ from tests.lab import Capture, Container, Host, Namespace, Overlay, patience
 from xmasq_link import Flow
 from xmasq_link import flows as list_flows
 from xmasq_link import links as list_links
+from xmasq_link._hooks import has_tcx
 
 T = TypeVar("T")
 
@@ -259,7 +260,9 @@ def on_hook(host: Host, device: str, side: str) -> list[tuple[str, int]]:
     """Names and ids of the programs on a device's hook in the order in which they run: tcx, then filters."""
 
     def tcx() -> list[tuple[str, int]]:
-        found = []
+        found: list[tuple[str, int]] = []
+        if not has_tcx():
+            return found
         for number in bpf.prog_query(socket.if_nametoindex(device), {"ingress": 46, "egress": 47}[side]):
             fd = bpf.prog_fd(number)
             found.append((bpf.prog_info(fd).name, number))
