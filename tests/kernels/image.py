@@ -49,7 +49,8 @@ def build(kernel: Kernel, directory: Path) -> Path:
             check=True,
         )
     shutil.rmtree(tree)
-    _pack(directory / "warm.tar", libraries=_by_the_page(kernel))
+    _pack_repository(directory / "repository.tar")
+    _pack_libraries(directory / "warm.tar", some=_by_the_page(kernel))
     return image
 
 
@@ -59,26 +60,30 @@ def _by_the_page(kernel: Kernel) -> bool:
     return (int(major), int(minor)) < (5, 17)
 
 
-def _pack(archive: Path, *, libraries: bool) -> None:
-    """Packs the repository, so that nothing changes it under a guest's feet; and what warm.py lists."""
-    listed = ""
-    if libraries:
-        words = [sys.executable, "-m", "tests.kernels.warm"]
-        done = subprocess.run(words, capture_output=True, text=True, cwd=_ROOT)
-        if done.returncode:
-            raise KernelsError(f"listing what the tests load: {done.stderr.strip().splitlines()[-1]}")
-        listed = done.stdout
+def _pack_repository(archive: Path) -> None:
+    """Packs the repository, so that nothing changes it under a guest's feet."""
     words = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
-    repository = subprocess.run(words, capture_output=True, text=True, cwd=_ROOT)
-    if repository.returncode:
-        raise KernelsError(f"listing the repository: {repository.stderr.strip()}")
-    files = [_ROOT / name for name in repository.stdout.split("\0") if name]
-    subprocess.run(
-        ["tar", "-C", "/", "--files-from=-", "--absolute-names", "--transform=s,^/,,", "-cf", str(archive)],
-        input=listed + "".join(f"{file}\n" for file in files if file.is_file()),
-        text=True,
-        check=True,
-    )
+    listed = subprocess.run(words, capture_output=True, text=True, cwd=_ROOT)
+    if listed.returncode:
+        raise KernelsError(f"listing the repository: {listed.stderr.strip()}")
+    _tar(archive, _ROOT, [name for name in listed.stdout.split("\0") if name and (_ROOT / name).is_file()])
+
+
+def _pack_libraries(archive: Path, *, some: bool) -> None:
+    """Packs what warm.py lists, or nothing."""
+    names: list[str] = []
+    if some:
+        words = [sys.executable, "-m", "tests.kernels.warm"]
+        listed = subprocess.run(words, capture_output=True, text=True, cwd=_ROOT)
+        if listed.returncode:
+            raise KernelsError(f"listing what the tests load: {listed.stderr.strip().splitlines()[-1]}")
+        names = [name.lstrip("/") for name in listed.stdout.splitlines()]
+    _tar(archive, Path("/"), names)
+
+
+def _tar(archive: Path, root: Path, names: list[str]) -> None:
+    words = ["tar", "-C", str(root), "--null", "--files-from=-", "-cf", str(archive)]
+    subprocess.run(words, input="".join(f"{name}\0" for name in names), text=True, check=True)
 
 
 def _insmod_order(kernel: Kernel) -> list[Path]:

@@ -124,7 +124,7 @@ def run(
 
         machine = Machine(kernel, where, cpus=cpus, options=options, limits=limits or Limits())
         status = machine.run(both)
-    for big in ("initramfs", "warm.tar"):
+    for big in ("initramfs", "warm.tar", "repository.tar"):
         (where / big).unlink(missing_ok=True)
     return status, outcome(kernel.release, where / "junit.xml", status, time.monotonic() - begin)
 

@@ -92,7 +92,7 @@ def run(
                 running.kill()
                 thread.join()
     for directory in (where, where / "second"):
-        for big in ("initramfs", "warm.tar"):
+        for big in ("initramfs", "warm.tar", "repository.tar"):
             with contextlib.suppress(FileNotFoundError):
                 (directory / big).unlink()
     return status, job.outcome(

@@ -20,7 +20,8 @@ BEGIN, END = "<!-- kernels: made by tests/kernels/table.py -->", "<!-- kernels: 
 
 #: What a row is called, and the tests that it stands for, as regular expressions.
 FEATURES = (
-    ("Loading, and every verdict of the programs", r"tests\.unit\."),
+    ("All programs load", r"tests\.kernels\.guest\.test_machine::.*takes"),
+    ("Every verdict of the programs", r"tests\.unit\."),
     ("Links: traffic, negotiation, renewal, deletion", r"tests\.e2e\.test_(link|keys|lifecycle|wire_view)::"),
     ("Every protocol, frame and option", r"tests\.e2e\.test_(protocols|ethernet|nested|options|offloads)::"),
     ("Routes, neighbours, path MTU, ICMP errors", r"tests\.e2e\.test_(routes|neighbours|pmtu)::"),

@@ -18,6 +18,13 @@ mount -t tracefs tracefs /sys/kernel/tracing
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
 mkdir -p /run/job
 mount -t 9p -o trans=virtio,version=9p2000.L,msize=512000 job /run/job
+# The repository as it was when the guest was started: nothing of what has come since shows through.
+repository=$(cd "$(dirname "$0")/../../.." && pwd)
+mkdir /run/repository
+dd if=/run/job/repository.tar bs=400k 2>/dev/null | tar -x -C /run/repository -f -
+for name in $(ls -A /run/repository); do
+	mount --bind "/run/repository/$name" "$repository/$name"
+done
 hostname guest
 ip link set lo up
 modprobe -a vxlan sch_ingress cls_bpf act_bpf veth bridge virtio_net e1000e 2>/dev/null
