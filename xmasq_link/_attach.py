@@ -103,7 +103,7 @@ def attach_link(
         )
         underlays = _underlay.choose(ipr, want.local, want.dev)
         for one in underlays:
-            _offload.check(one.get_attr("IFLA_IFNAME"))
+            _offload.check(one, want.local.version)
         check_against_links(want, dp)
         if dp is None:
             dp = Datapath.load(seg_bits, key_bits, mark, bounce, flows, want.local.version)

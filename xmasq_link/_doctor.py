@@ -164,7 +164,7 @@ def _mtu(ipr: IPRoute, link: Link) -> Iterator[Finding]:
 def _underlays() -> Iterator[Finding]:
     for device in sorted({link.dev for link in links()}):
         try:
-            _offload.check(device)
+            _offload.check_udp(device)
         except InputError as e:
             yield Finding(device, FAULT, str(e).removeprefix("dev: ").split(": ")[0], str(e).split(": ")[-1])
         with Ethtool() as ethtool:

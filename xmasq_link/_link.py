@@ -206,7 +206,7 @@ def _device(ipr: IPRoute, name: str) -> Any | None:
 def _check_against_kernel(ipr: IPRoute, want: _Request, underlays: Sequence[Any], dp: Datapath | None) -> int:
     """Checks what needs a look at the kernel; returns the link's MTU."""
     for device in underlays:
-        _offload.check(device.get_attr("IFLA_IFNAME"))
+        _offload.check(device, want.local.version)
     mtu = _mtu(want, _underlay.mtu(underlays))
     if _device(ipr, want.name) is not None:
         raise InputError("name", f'a device "{want.name}" exists already')

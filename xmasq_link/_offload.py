@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from ._errors import InputError
 
@@ -23,7 +24,26 @@ def gro_compares_ids() -> bool:
         return False
 
 
-def check(device: str) -> None:
+_GRO_MAX = 65536  # include/linux/netdevice.h, GRO_LEGACY_MAX_SIZE
+
+
+def check(device: Any, version: int) -> None:
+    """Raises InputError if a device's GRO could make what decode cannot take apart.
+
+    device: as netlink tells of it. version: of the IP of the underlay, 4 or 6. Over IPv6, more than
+    64 KB get a hop-by-hop header (RFC 2675), behind which decode does not look for a checksum.
+    """
+    name, size = device.get_attr("IFLA_IFNAME"), device.get_attr("IFLA_GRO_MAX_SIZE")
+    if version == 6 and size and size > _GRO_MAX:
+        raise InputError(
+            "dev",
+            f"{name} has gro_max_size {size}, allowed with an IPv6 underlay is {_GRO_MAX}: "
+            f"turn BIG TCP off (ip link set {name} gro_max_size {_GRO_MAX})",
+        )
+    check_udp(name)
+
+
+def check_udp(device: str) -> None:
     """Raises InputError if the device's GRO could deliver a datagram with another one's key."""
     if gro_compares_ids():
         return
