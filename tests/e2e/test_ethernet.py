@@ -39,6 +39,8 @@ ETH_P_ALL, SOL_PACKET = 3, 263
 BROADCAST = "ff:ff:ff:ff:ff:ff"
 #: Of the frames that a test sends, so that no other traffic counts.
 SOURCE = "02:5e:00:00:00:01"
+#: In ARP, so that no container takes the frames' source for another container.
+NOBODY = "198.51.100.77"
 
 
 @dataclass(frozen=True)
@@ -122,9 +124,9 @@ def dhcp(message: str, target: str, source: str, ports: tuple[int, int]) -> Pack
 
 #: What passes.
 PASS: dict[str, Make] = {
-    "ARP request": lambda a, b: ether(BROADCAST) / ARP(op=1, hwsrc=SOURCE, psrc=a.address, pdst=b.address),
-    "ARP reply": lambda a, b: ether(address(b)) / ARP(op=2, hwsrc=SOURCE, psrc=a.address, pdst=b.address),
-    "gratuitous ARP": lambda a, b: ether(BROADCAST) / ARP(op=1, hwsrc=SOURCE, psrc=a.address, pdst=a.address),
+    "ARP request": lambda a, b: ether(BROADCAST) / ARP(op=1, hwsrc=SOURCE, psrc=NOBODY, pdst=b.address),
+    "ARP reply": lambda a, b: ether(address(b)) / ARP(op=2, hwsrc=SOURCE, psrc=NOBODY, pdst=b.address),
+    "gratuitous ARP": lambda a, b: ether(BROADCAST) / ARP(op=1, hwsrc=SOURCE, psrc=NOBODY, pdst=NOBODY),
     "neighbour solicitation": lambda a, b: (
         ether("33:33:ff:00:00:02")
         / IPv6(src="fe80::1", dst="ff02::1:ff00:2", hlim=255)

@@ -83,7 +83,9 @@ def test_ping_tcp_and_udp_both_ways(lab, make):
     for host in overlay.hosts:
         counted = stats(host)
         assert counted["fallback"] < counted["encoded"] / 5
-        assert counted["bounced"] == counted["error"] == counted["ctl_bad"] == 0
+        assert counted["bounced"] == counted["ctl_bad"] == 0
+        # An OFFER that cannot be made of a full-size packet is one: the next packet makes it (make_offer).
+        assert counted["error"] <= 2
 
 
 def test_what_is_on_the_wire(lab, make):

@@ -58,6 +58,7 @@ class Lab:
         self._last: contextlib.ExitStack = contextlib.ExitStack()
         self._numbers = itertools.count(1)
         self._tmp: Path | None = None
+        self._tmp_lock = threading.Lock()
         self._fabric: Fabric | None = None
         self._old_handler: Any = None
 
@@ -151,9 +152,10 @@ class Lab:
     @property
     def tmp(self) -> Path:
         """A directory for files that may go with the lab."""
-        if self._tmp is None:
-            self._tmp = Path(tempfile.mkdtemp(prefix=f"{self.prefix}-"))
-        return self._tmp
+        with self._tmp_lock:  # threads of a test may ask at the same time
+            if self._tmp is None:
+                self._tmp = Path(tempfile.mkdtemp(prefix=f"{self.prefix}-"))
+            return self._tmp
 
     @property
     def fabric(self) -> Fabric:

@@ -221,13 +221,13 @@ def test_one_end_reloaded_and_then_the_other(lab, length):
 @pytest.mark.parametrize("hosts", [[1], [0, 1]], ids=["receiver", "both"])
 def test_keys_wiped(lab, hosts, length):
     world = World(lab)
-    # ECN-capable, and with the DSCPs that mean something to xmasq itself.
-    flows = world.flows(tos=(0, 46 << 2, 3 << 2 | 1, 7 << 2 | 2))
+    # ECN-capable, and with a DSCP that means something to xmasq itself: that fifth stays in VXLAN.
+    flows = world.flows(tos=(0, 46 << 2, 10 << 2 | 1, 34 << 2 | 2, 3 << 2 | 1))
     outcome = run(world, "keys wiped", faults.flushes(8 * length, 0.3, *hosts), flows=flows)
     lossless(outcome)
     assert outcome.counters["restored"] > 0
     assert outcome.counters["path_off"] == 0
-    assert outcome.late_share > 0.8
+    assert outcome.late_share > 0.8 * 0.8
 
 
 @length
@@ -299,7 +299,7 @@ def test_two_networks_with_the_same_addresses(lab, length):
     fault = faults.in_turn(faults.flushes(2 * length, 0.5, 0, 1), faults.restarts(length, 3, [1]))
     outcome = run(world, "two networks", fault, flows=flows)
     lossless(outcome)
-    assert outcome.result.of(TWIN_VNI).sent > 500
+    assert outcome.result.of(TWIN_VNI).sent > 300  # how many depends on how busy the machine is
     for host in world.hosts:
         for link in host.inside(xmasq_link.links):
             assert link.stats["decoded"] > 100
