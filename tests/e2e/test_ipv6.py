@@ -84,7 +84,7 @@ def test_ping_tcp_and_udp_both_ways(lab, make):
         counted = stats(host)
         assert counted["fallback"] < counted["encoded"] / 5
         assert counted["bounced"] == counted["ctl_bad"] == 0
-        # An OFFER that cannot be made of a full-size packet is one: the next packet makes it (make_offer).
+        # Seen once in some runs, without a loss; probably an OFFER for which a full-size packet has no room.
         assert counted["error"] <= 2
 
 
