@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ._explain import explain
     from ._flannel import flannel_add, flannel_data, flannel_remove, flannel_start
     from ._flow import flows, flush, keys, peers
-    from ._link import create_link, delete_link, links, prune_links, set_link
+    from ._link import create_link, delete_link, iter_links, links, prune_links, set_link
     from ._meter import Meter, meter
     from ._metrics import metrics, serve_metrics
     from ._model import (
@@ -81,6 +81,7 @@ __all__ = [
     "flannel_start",
     "flows",
     "flush",
+    "iter_links",
     "keys",
     "links",
     "meter",
@@ -104,7 +105,7 @@ _HOME = {
     "_attach": ("attach_link", "detach_link", "refresh_link"),
     "_flannel": ("flannel_add", "flannel_data", "flannel_remove", "flannel_start"),
     "_flow": ("flows", "flush", "keys", "peers"),
-    "_link": ("create_link", "delete_link", "links", "prune_links", "set_link"),
+    "_link": ("create_link", "delete_link", "iter_links", "links", "prune_links", "set_link"),
     "_meter": ("Meter", "meter"),
     "_metrics": ("metrics", "serve_metrics"),
     "_model": (

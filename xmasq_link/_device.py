@@ -211,6 +211,8 @@ def apply(ipr: IPRoute, index: int, wanted: Attributes) -> None:
 
 def group_name(number: int) -> str:
     """The name of a device group, as `ip` prints it."""
+    if not number:
+        return "default"  # without a look at the file: most devices are in it
     from pyroute2.netlink.rt_files import GroupFile
 
-    return str(GroupFile().id2name.get(number, number or "default"))
+    return str(GroupFile().id2name.get(number, number))

@@ -23,7 +23,8 @@ from kmod_ebpf import maps as m
 
 from . import _device as _dev
 from . import _hold, _netlink, _offload, _underlay, _vxlan
-from ._datapath import Datapath, api, require_root, said, u32
+from ._attr import reader
+from ._datapath import Datapath, api, api_iterator, require_root, said, u32
 from ._errors import InputError, XmasqError
 from ._hooks import has_tcx
 from ._model import Link
@@ -726,19 +727,20 @@ def _info(device: Any, link: Any, names: Mapping[int, str]) -> dict[str, Any]:
     """The device as `ip -j -d link show` would print it."""
     flags = device["flags"]
     words = ["NO-CARRIER"] if flags & 1 and not flags & _RUNNING else []
-    attr = device.get_attr
-    data_in = _data(device)
+    attr = reader(device)
+    info_data = attr("IFLA_LINKINFO").get_attr("IFLA_INFO_DATA")
+    vxlan = reader(info_data)
     data: dict[str, Any] = {} if link.flags & m.LINK_EXTERNAL else {"id": link.vni}
     local = ipaddress.ip_address(bytes(link.local))
     six = "6" if local.version == 6 else ""  # as `ip` calls them
-    if remote := data_in.get_attr(f"IFLA_VXLAN_GROUP{six}"):
+    if remote := vxlan(f"IFLA_VXLAN_GROUP{six}"):
         data[f"remote{six}"] = remote
     data |= {
         f"local{six}": str(local),
         "dev": ",".join(names.get(i, f"if{i}") for i in _underlay.indexes(link)),
         "port": int.from_bytes(bytes(link.port), "big"),
-        "learning": bool(data_in.get_attr("IFLA_VXLAN_LEARNING")),
-        **_vxlan.shown(data_in),
+        "learning": bool(vxlan("IFLA_VXLAN_LEARNING")),
+        **_vxlan.shown(info_data),
         "lease": link.lease_ms / 1000,
         "fastpath": bool(link.flags & m.LINK_UP),
         "secret": bool(link.flags & m.LINK_SECRET),
@@ -775,43 +777,55 @@ def _info(device: Any, link: Any, names: Mapping[int, str]) -> dict[str, Any]:
 @api
 def links(name: str | None = None, *, netns: Netns | None = None) -> list[Link]:
     """The namespace's xmasq links with their counters, by device index. Raises InputError."""
+    return sorted(_links(name), key=lambda link: link.index)
+
+
+@api_iterator
+def iter_links(name: str | None = None, *, netns: Netns | None = None) -> Iterator[Link]:
+    """The same one by one, in the order in which the kernel tells of them. Raises InputError."""
+    yield from _links(name)
+
+
+def _links(name: str | None) -> Iterator[Link]:
     with IPRoute() as ipr, find_links(ipr, name) as found:
         if not found:
-            return []
-        messages = ipr.get_links() if name is None else [_device(ipr, name)]
-        devices = {msg["index"]: msg for msg in messages if msg is not None}
+            return
         names = device_names(ipr)
-        result = []
-        for dp, links in found:
-            host = dp.stats(0)
-            for idx, link in links.items():
-                device = devices.get(link.ifindex)
-                if device is None:
-                    continue
-                info = _info(device, link, names)
-                data = info["linkinfo"]["info_data"]
-                stats = _stats(dp, idx, host)
-                six = "6" if dp.family == 6 else ""
-                result.append(
-                    Link(
-                        info["ifname"],
-                        link.ifindex,
-                        data.get("id", 0),
-                        data[f"local{six}"],
-                        data["dev"],
-                        data.get(f"remote{six}"),
-                        data["port"],
-                        info["mtu"],
-                        info["address"],
-                        data["learning"],
-                        link.lease_ms,
-                        data["fastpath"],
-                        data["secret"],
-                        bool(device["flags"] & 1),
-                        info,
-                        stats,
-                        data["attached"],
-                        statistics(device, stats),
-                    )
-                )
-        return sorted(result, key=lambda link: link.index)
+        hosts = [dp.stats(0) for dp, _ in found]
+        by_index = {
+            link.ifindex: (dp, idx, link, host)
+            for (dp, links), host in zip(found, hosts, strict=True)
+            for idx, link in links.items()
+        }
+        for device in ipr.get_links() if name is None else [_device(ipr, name)]:
+            if device is not None and device["index"] in by_index:
+                yield _link(device, *by_index[device["index"]], names)
+
+
+def _link(
+    device: Any, dp: Datapath, idx: int, link: Any, host: Mapping[str, int], names: Mapping[int, str]
+) -> Link:
+    info = _info(device, link, names)
+    data = info["linkinfo"]["info_data"]
+    stats = _stats(dp, idx, host)
+    six = "6" if dp.family == 6 else ""
+    return Link(
+        info["ifname"],
+        link.ifindex,
+        data.get("id", 0),
+        data[f"local{six}"],
+        data["dev"],
+        data.get(f"remote{six}"),
+        data["port"],
+        info["mtu"],
+        info["address"],
+        data["learning"],
+        link.lease_ms,
+        data["fastpath"],
+        data["secret"],
+        bool(device["flags"] & 1),
+        info,
+        stats,
+        data["attached"],
+        statistics(device, stats),
+    )

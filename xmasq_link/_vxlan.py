@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ._attr import reader
 from ._errors import InputError
 
 U32, U64 = (1 << 32) - 1, (1 << 64) - 1
@@ -189,7 +190,7 @@ def check(asked: Mapping[str, Any], data: Any) -> None:
     """
     for option in OPTIONS:
         want = asked.get(option.attribute)
-        have = _value(option, data)
+        have = _value(option, data.get_attr)
         if want is None or have == want:
             continue
         if option.name == "ageing" and not want:  # "none" makes the kernel take its default
@@ -218,8 +219,8 @@ def _in_btf(attribute: str) -> bool:
         return False
 
 
-def _value(option: Option, data: Any) -> Any:
-    value = data.get_attr(f"IFLA_{option.attribute.upper()}")
+def _value(option: Option, attr: Callable[[str], Any]) -> Any:
+    value = attr(f"IFLA_{option.attribute.upper()}")
     if option.name == "srcport" and value is not None:
         return {"low": value["low"], "high": value["high"]}
     return value
@@ -230,12 +231,13 @@ def shown(data: Any) -> dict[str, Any]:
 
     data: its IFLA_INFO_DATA. Two differ from `ip`, which leaves them out: "ttl" may be "inherit".
     """
+    attr = reader(data)
     found: dict[str, Any] = {}
     for option in OPTIONS:
-        value = _value(option, data)
+        value = _value(option, attr)
         if value is None:
             continue
-        if option.name == "ttl" and data.get_attr("IFLA_VXLAN_TTL_INHERIT"):
+        if option.name == "ttl" and attr("IFLA_VXLAN_TTL_INHERIT"):
             value = "inherit"
         elif option.name == "df":
             value = next((word for word, number in _DF.items() if number == value), value)

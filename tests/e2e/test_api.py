@@ -109,3 +109,19 @@ def test_no_such_namespace(where):
     assert raised.value.argument == "netns"
     with pytest.raises(xmasq_link.InputError, match=r"^netns: "):
         next(xmasq_link.flows(netns=where))
+
+
+def test_links_one_by_one():
+    """From another namespace all the same, and more than fit into one of the kernel's messages."""
+    with Lab() as lab:
+        (host,) = lab.hosts(1)
+        for number in range(1, 41):
+            create_link(f"xm{number}", vni=number, local=host.address, netns=host.name)
+        rows = xmasq_link.iter_links(netns=host.name)
+        first = next(rows)  # in that namespace; behind it in this one
+        found = [first, *rows]
+        assert sorted(found, key=lambda link: link.index) == xmasq_link.links(netns=host.name)
+        assert len(found) == 40
+        assert list(xmasq_link.iter_links("xm7", netns=host.name)) == xmasq_link.links("xm7", netns=host.name)
+        with pytest.raises(xmasq_link.InputError):
+            next(xmasq_link.iter_links("xm99", netns=host.name))

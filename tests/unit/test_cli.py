@@ -112,7 +112,7 @@ def calls(monkeypatch):
         "delete_link": None,
         "set_link": None,
         "prune_links": 2,
-        "links": lambda: [LINK],
+        "iter_links": lambda: iter([LINK]),
         "flows": lambda: iter([FLOW]),
         "keys": lambda: iter([KEY]),
         "peers": lambda: [PEER],
@@ -283,10 +283,10 @@ def test_any_words_are_understood_or_refused(line):
             ),
         ),
         ("link prune", ("prune_links", (), {})),
-        ("link show", ("links", (None,), {})),
-        ("link", ("links", (None,), {})),
-        ("link list xm0", ("links", ("xm0",), {})),
-        ("li ls dev xm0", ("links", ("xm0",), {})),
+        ("link show", ("iter_links", (None,), {})),
+        ("link", ("iter_links", (None,), {})),
+        ("link list xm0", ("iter_links", ("xm0",), {})),
+        ("li ls dev xm0", ("iter_links", ("xm0",), {})),
         ("flow", ("flows", (None,), {})),
         ("f sh link xm0", ("flows", ("xm0",), {})),
         ("key show dev xm0", ("keys", ("xm0",), {})),
@@ -576,9 +576,25 @@ def test_link_json(run):
 
 def test_only_links_that_are_up(run, monkeypatch):
     down = dataclasses.replace(LINK, name="xm1", up=False, info=INFO | {"ifname": "xm1"})
-    monkeypatch.setattr(api, "links", lambda name: [LINK, down])
+    monkeypatch.setattr(api, "iter_links", lambda name: iter([LINK, down]))
     assert [one["ifname"] for one in json.loads(run("-j link show up")[1])] == ["xm0"]
     assert len(json.loads(run("-j link show")[1])) == 2
+
+
+@pytest.mark.parametrize("line", ["link", "-j link", "link show up", "-br link"])
+def test_links_are_shown_as_they_come(run, capsys, monkeypatch, line):
+    shown = []
+
+    def links(name):
+        yield LINK
+        shown.append(capsys.readouterr().out)
+        yield LINK
+
+    monkeypatch.setattr(api, "iter_links", links)
+    status, rest, _ = run(line)
+    assert status == 0
+    assert "xm0" in shown[0]
+    assert "xm0" in rest
 
 
 @pytest.mark.parametrize(("line", "row"), [("flow", FLOW), ("key", KEY), ("peer", PEER)])

@@ -24,6 +24,7 @@ FUNCTIONS = {
     "flannel_start",
     "flows",
     "flush",
+    "iter_links",
     "keys",
     "links",
     "meter",

@@ -66,12 +66,12 @@ def set_(words: Sequence[str], options: Options) -> None:
 def show_(words: Sequence[str], options: Options) -> None:
     """xmasq link show"""
     found = parse(words, SHOW, "link show", bare="name")
-    links = api.links(found.get("name"))
+    links = api.iter_links(found.get("name"))
     if "up" in found:
-        links = [link for link in links if link.up]
-    for key in ("master", "group"):
-        if key in found:
-            links = [link for link in links if link.info.get(key) == found[key]]
+        links = (link for link in links if link.up)
+    wanted = {key: found[key] for key in ("master", "group") if key in found}
+    if wanted:
+        links = (link for link in links if wanted == {key: link.info.get(key) for key in wanted})
 
     def as_dict(link: Link) -> dict[str, Any]:
         if options.brief:
