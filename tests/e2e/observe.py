@@ -352,11 +352,12 @@ class Stream:
     """Numbered datagrams with DF from one namespace to another, ``rate`` a second.
 
     A context manager: at its end the stream stops, and after it ``numbers`` has what arrived, in order.
+    ``times`` has when each was sent (time.monotonic()).
     """
 
     def __init__(self, source: Namespace, target: Namespace, *, rate: int, size: int = 200) -> None:
         self.rate = rate
-        self.sent = 0
+        self.times: list[float] = []
         self.numbers: list[int] = []
         self._size = size
         self._receiver = Receiver(target)
@@ -374,7 +375,7 @@ class Stream:
             if early > 0:
                 time.sleep(early)
             self._sender.send(_NUMBER.pack(self.sent) + padding)
-            self.sent += 1
+            self.times.append(time.monotonic())
 
     def _receive(self) -> None:
         # After the end, until all has come, or nothing for as long as no packet should take.
@@ -387,8 +388,17 @@ class Stream:
                 idle += 0.05
 
     @property
+    def sent(self) -> int:
+        return len(self.times)
+
+    @property
     def lost(self) -> int:
         return self.sent - len(set(self.numbers))
+
+    @property
+    def missing(self) -> list[int]:
+        """The numbers of those that were lost."""
+        return sorted(set(range(self.sent)) - set(self.numbers))
 
     @property
     def duplicates(self) -> int:
