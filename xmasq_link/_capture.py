@@ -12,7 +12,6 @@ import errno
 import struct
 import time
 from collections.abc import Iterator, Mapping
-from types import TracebackType
 from typing import BinaryIO
 
 from pyroute2.netlink.exceptions import NetlinkError
@@ -26,6 +25,7 @@ from . import _pcapng as pcapng
 from ._datapath import api, require_root
 from ._errors import InputError
 from ._guest import guest
+from ._looker import Looker
 from ._model import Frame
 from ._netns import Netns
 
@@ -35,7 +35,7 @@ _RING_ALL, _RING_LEAST, _RING_MOST = 1 << 24, 1 << 18, 1 << 22
 _LOOK_AGAIN = 1.0  # seconds between two looks whether the link is still there
 
 
-class Capture:
+class Capture(Looker):
     """Packets of one link, as they come. A context manager and an iterator, made by capture().
 
     link: the name. snaplen: bytes that are kept of each. received: packets so far. dropped: packets
@@ -43,12 +43,12 @@ class Capture:
     """
 
     def __init__(self, name: str, snaplen: int, count: int | None) -> None:
+        super().__init__()
         self.link = name
         self.snaplen = snaplen
         self.received = 0
         self._count = count
         self._dropped = 0
-        self._close = contextlib.ExitStack()
         with contextlib.ExitStack() as undo:
             self._open(name, undo)
             self._close = undo.pop_all()
@@ -138,15 +138,7 @@ class Capture:
     def close(self) -> None:
         """Takes the programs away. May be called more than once."""
         _ = self.dropped
-        self._close.close()
-
-    def __enter__(self) -> Capture:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+        super().close()
 
 
 @api

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-import socket
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -23,18 +22,8 @@ from ._errors import XmasqError
 from ._hooks import EGRESS, INGRESS, Filter, attach, detach, filters
 from ._link import find_link
 from ._look import GUEST
+from ._looker import lease
 from ._netns import here, locked, netns
-
-
-def lease(name: str) -> socket.socket | None:
-    """A name that nobody else in this network namespace has while the process lives; None if taken."""
-    s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-    try:
-        s.bind(f"\0{name}")
-    except OSError:
-        s.close()
-        return None
-    return s
 
 
 def _guests(ipr: IPRoute, ifindex: int) -> list[Filter]:

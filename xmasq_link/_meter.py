@@ -12,7 +12,6 @@ import ipaddress
 import os
 import time
 from collections.abc import Mapping
-from types import TracebackType
 
 from kmod_ebpf import capture as guests
 from kmod_ebpf import loader
@@ -23,6 +22,7 @@ from ._errors import InputError
 from ._flow import flows, keys
 from ._guest import Guest, guest
 from ._link import links
+from ._looker import Looker
 from ._model import FlowRate, LinkRate, Rates, Traffic
 from ._netns import Netns, here, netns
 
@@ -41,13 +41,13 @@ def _per_second(now: Traffic, before: Traffic, seconds: float) -> Traffic:
     return Traffic(round(packets / seconds), round(octets / seconds))
 
 
-class Meter:
+class Meter(Looker):
     """Measures from one read() to the next. A context manager, made by meter()."""
 
     def __init__(self, link: str | None) -> None:
+        super().__init__()
         self._only = link
         self._guests: dict[str, tuple[int, Guest, contextlib.ExitStack]] = {}
-        self._close = contextlib.ExitStack()
         self._home = here()
         self._close.callback(os.close, self._home)
         self._close.callback(self._leave)
@@ -125,18 +125,6 @@ class Meter:
         ]
         per_flow.sort(key=lambda one: (-one.rate.bytes, one.link, one.source, one.destination))
         return Rates(seconds, per_link, tuple(per_flow))
-
-    def close(self) -> None:
-        """Takes the programs away. May be called more than once."""
-        self._close.close()
-
-    def __enter__(self) -> Meter:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 @api

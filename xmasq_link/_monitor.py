@@ -17,7 +17,6 @@ import socket
 import time
 from collections import deque
 from collections.abc import Iterator
-from types import TracebackType
 from typing import Any
 
 from pyroute2 import IPRoute
@@ -29,6 +28,7 @@ from . import _hold
 from ._datapath import Datapath, api, require_root, u32
 from ._errors import XmasqError
 from ._link import find_links, links
+from ._looker import Looker, lease
 from ._model import Event, Link
 from ._netns import Netns, here, locked, netns
 
@@ -49,14 +49,8 @@ _HAVE_LEASE = {"flow_encoded", "flow_renewed", "key_granted", "key_renewed"}
 
 
 def _listener(number: int) -> socket.socket | None:
-    """Takes a listener's place in this network namespace while the process lives; None if it is taken."""
-    s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-    try:
-        s.bind(f"\0xmasq_listen{number}")
-    except OSError:
-        s.close()
-        return None
-    return s
+    """A listener's place in this network namespace."""
+    return lease(f"xmasq_listen{number}")
 
 
 class _Source:
@@ -92,9 +86,9 @@ class _Source:
         mask = int.from_bytes(raw, "little")
         for number in range(m.EVENT_LISTENERS):
             if number != self._number and mask >> number & 1:
-                lease = _listener(number)
-                if lease:  # it was killed
-                    lease.close()
+                free = _listener(number)
+                if free:  # it was killed
+                    free.close()
                     mask &= ~(1 << number)
         mask = mask | 1 << self._number if on else mask & ~(1 << self._number)
         self.listen.update(u32(0), u32(mask))
@@ -109,13 +103,14 @@ class _Source:
         return str(ipaddress.ip_address(data)) if any(data) else None
 
 
-class Monitor:
+class Monitor(Looker):
     """Events as they come. A context manager and an iterator without end, made by monitor().
 
     lost: how many events there was no room for so far; each loss is also an event, "lost".
     """
 
     def __init__(self) -> None:
+        super().__init__()
         self.lost = 0
         self._ready: deque[Event] = deque()
         self._leases: dict[tuple[int, bytes], tuple[int, Event]] = {}
@@ -126,19 +121,18 @@ class Monitor:
         self._links: dict[int, Link] = {}
         self._open = True
         self._look_until = self._looked = 0.0
-        self._close = contextlib.ExitStack()
         with contextlib.ExitStack() as undo:
             self._start(undo)
             self._close = undo.pop_all()
 
     def _start(self, undo: contextlib.ExitStack) -> None:
         for number in range(m.EVENT_LISTENERS):
-            lease = _listener(number)
-            if lease:
+            place = _listener(number)
+            if place:
                 break
         else:
             raise XmasqError(f"{m.EVENT_LISTENERS} others listen in this network namespace already")
-        undo.callback(lease.close)
+        undo.callback(place.close)
         self._number = number
         self._home = here()
         undo.callback(os.close, self._home)
@@ -313,15 +307,7 @@ class Monitor:
     def close(self) -> None:
         """Stops listening. May be called more than once."""
         self._open = False
-        self._close.close()
-
-    def __enter__(self) -> Monitor:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+        super().close()
 
 
 @api
