@@ -30,6 +30,7 @@ from ._link import (
     IPAddress,
     _check_code_points,
     _code_point,
+    _data,
     _device,
     _in_range,
     _ip,
@@ -45,7 +46,7 @@ from ._link import (
     find_link,
     find_links,
     free_index,
-    links,
+    link_of,
     take_keys_back,
     usable,
 )
@@ -115,7 +116,7 @@ def attach_link(
             _check_external(name, want.local, free_index(dp))
         with contextlib.ExitStack() as undo:
             enter_link(ipr, dp, free_index(dp), want, device, underlays, flags, undo)
-            made = links(name)[0]
+            made = link_of(ipr, dp, name)
             undo.pop_all()
     return made
 
@@ -289,9 +290,8 @@ def _request(ipr: IPRoute, device: Any, local: IPAddress | None, dev: tuple[str,
 def _attributes(device: Any) -> Any:
     """The vxlan attributes of a device that can be a link. Raises InputError."""
     name = device.get_attr("IFLA_IFNAME")
-    info = device.get_attr("IFLA_LINKINFO")
-    kind = info.get_attr("IFLA_INFO_KIND") if info else None
-    data = info.get_attr("IFLA_INFO_DATA") if kind == "vxlan" else None
+    kind = _dev.kind(device)
+    data = _data(device) if kind == "vxlan" else None
     if data is None:
         raise InputError("name", f'"{name}" is no vxlan device{f" but of the type {kind}" if kind else ""}')
     for option in _vxlan.OPTIONS:

@@ -216,3 +216,9 @@ def group_name(number: int) -> str:
     from pyroute2.netlink.rt_files import GroupFile
 
     return str(GroupFile().id2name.get(number, number))
+
+
+def kind(device: Any) -> str:
+    """The type of a device, as `ip` calls it; empty for one that has none."""
+    info = device.get_attr("IFLA_LINKINFO")
+    return str(info.get_attr("IFLA_INFO_KIND") or "") if info else ""

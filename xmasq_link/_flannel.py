@@ -20,7 +20,7 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from ._datapath import api, require_root
-from ._device import find
+from ._device import find, kind
 from ._errors import InputError, XmasqError
 from ._flow import flush
 from ._hold import LEASE_DEFAULT_MS
@@ -186,9 +186,7 @@ def _delete(name: str, link: Link) -> None:
 
 
 def _delete_device(device: Any) -> None:
-    info = device.get_attr("IFLA_LINKINFO")
-    kind = info.get_attr("IFLA_INFO_KIND") if info else None
-    if kind != "vxlan":
+    if kind(device) != "vxlan":
         raise InputError("name", f'"{device.get_attr("IFLA_IFNAME")}" is a device of another kind')
     with IPRoute() as ipr:
         ipr.link("del", index=device["index"])

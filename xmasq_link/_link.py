@@ -200,6 +200,14 @@ def device_names(ipr: IPRoute) -> dict[int, str]:
     return dict(socket.if_nameindex())
 
 
+def _device_name(index: int) -> str:
+    """For one device, where device_names would list a thousand."""
+    try:
+        return socket.if_indextoname(index)
+    except OSError:
+        return f"if{index}"
+
+
 def _device(ipr: IPRoute, name: str) -> Any | None:
     return _dev.find(ipr, name)
 
@@ -297,8 +305,8 @@ def _data(device: Any) -> Any:
 
 def _find(ipr: IPRoute, family: int | None = None) -> list[Datapath]:
     """The datapaths. family: the only one that is wanted; else those that there are vxlan devices for."""
-    if has_tcx():  # where a look at each device costs little
-        return Datapath.find_all(ipr, [], [family] if family else [4, 6])
+    if has_tcx():  # where a look at each device costs little; and the first ones are the likely underlay
+        return Datapath.find_all(ipr, list(range(1, 9)), [family] if family else [4, 6])
     vxlans: dict[int, list[int]] = {4: [], 6: []}
     for msg in ipr.get_links(kind="vxlan"):
         data = _data(msg)
@@ -360,21 +368,29 @@ def _renew(ipr: IPRoute, dp: Datapath, close: contextlib.ExitStack) -> Datapath:
     return new
 
 
+def _family(device: Any) -> int | None:
+    """The family of a vxlan device's own VTEP address, if it has one."""
+    data = _data(device) if _dev.kind(device) == "vxlan" else None
+    if data is None:
+        return None
+    return 4 if data.get_attr("IFLA_VXLAN_LOCAL") else 6 if data.get_attr("IFLA_VXLAN_LOCAL6") else None
+
+
 @contextlib.contextmanager
 def find_links(ipr: IPRoute, name: str | None = None) -> Iterator[list[tuple[Datapath, dict[int, Any]]]]:
     """The datapaths, one for each family of VTEP addresses, with their links by index.
 
     name: only the datapath of this link, and only this link. Raises InputError.
     """
-    index = None
+    index = family = None
     if name is not None:
         device = _device(ipr, name)
         if device is None:
             raise InputError("name", f'there is no device "{name}"')
-        index = device["index"]
+        index, family = device["index"], _family(device)
     with contextlib.ExitStack() as close:
         found = []
-        for dp in _find(ipr):
+        for dp in _find(ipr, family):
             close.callback(dp.close)
             links = dp.links()
             if index is not None:
@@ -476,7 +492,7 @@ def create_link(
         with contextlib.ExitStack() as undo:
             ifindex = _build(ipr, dp, want, underlays, mtu, settings.creation, undo)
             _dev.apply(ipr, ifindex, settings)
-            made = links(name)[0]
+            made = link_of(ipr, dp, name)
             undo.pop_all()
     return made
 
@@ -723,7 +739,7 @@ def _stats(dp: Datapath, idx: int, host: Mapping[str, int]) -> dict[str, int]:
     return stats
 
 
-def _info(device: Any, link: Any, names: Mapping[int, str]) -> dict[str, Any]:
+def _info(device: Any, link: Any, names: Callable[[int], str]) -> dict[str, Any]:
     """The device as `ip -j -d link show` would print it."""
     flags = device["flags"]
     words = ["NO-CARRIER"] if flags & 1 and not flags & _RUNNING else []
@@ -737,7 +753,7 @@ def _info(device: Any, link: Any, names: Mapping[int, str]) -> dict[str, Any]:
         data[f"remote{six}"] = remote
     data |= {
         f"local{six}": str(local),
-        "dev": ",".join(names.get(i, f"if{i}") for i in _underlay.indexes(link)),
+        "dev": ",".join(map(names, _underlay.indexes(link))),
         "port": int.from_bytes(bytes(link.port), "big"),
         "learning": bool(vxlan("IFLA_VXLAN_LEARNING")),
         **_vxlan.shown(info_data),
@@ -770,7 +786,7 @@ def _info(device: Any, link: Any, names: Mapping[int, str]) -> dict[str, Any]:
     if props:
         info["altnames"] = props.get_attrs("IFLA_ALT_IFNAME")
     if attr("IFLA_MASTER"):
-        info["master"] = names.get(attr("IFLA_MASTER"), f"if{attr('IFLA_MASTER')}")
+        info["master"] = names(attr("IFLA_MASTER"))
     return info
 
 
@@ -790,7 +806,7 @@ def _links(name: str | None) -> Iterator[Link]:
     with IPRoute() as ipr, find_links(ipr, name) as found:
         if not found:
             return
-        names = device_names(ipr)
+        table = device_names(ipr) if name is None else {}
         hosts = [dp.stats(0) for dp, _ in found]
         by_index = {
             link.ifindex: (dp, idx, link, host)
@@ -799,11 +815,25 @@ def _links(name: str | None) -> Iterator[Link]:
         }
         for device in ipr.get_links() if name is None else [_device(ipr, name)]:
             if device is not None and device["index"] in by_index:
+                # The table, as between two rows the caller may be in another namespace.
+                names = _device_name if name is not None else lambda i: table.get(i, f"if{i}")
                 yield _link(device, *by_index[device["index"]], names)
 
 
+def link_of(ipr: IPRoute, dp: Datapath, name: str) -> Link:
+    """A link of a datapath that is at hand. Raises XmasqError if it has just gone."""
+    device = _device(ipr, name)
+    idx = dp.maps["link_ids"].lookup(u32(device["index"])) if device is not None else None
+    if idx is None:
+        raise XmasqError(f'the link "{name}" went away at once')
+    raw = dp.maps["links"].lookup(idx)
+    assert raw is not None  # an array map has all its keys
+    link = dp.types.Link.parse(raw)
+    return _link(device, dp, int.from_bytes(idx, "little"), link, dp.stats(0), _device_name)
+
+
 def _link(
-    device: Any, dp: Datapath, idx: int, link: Any, host: Mapping[str, int], names: Mapping[int, str]
+    device: Any, dp: Datapath, idx: int, link: Any, host: Mapping[str, int], names: Callable[[int], str]
 ) -> Link:
     info = _info(device, link, names)
     data = info["linkinfo"]["info_data"]

@@ -99,17 +99,12 @@ def _at(ipr: IPRoute, index: int) -> Any:
     return ipr.link("get", index=index)[0]
 
 
-def _kind(device: Any) -> str:
-    info = device.get_attr("IFLA_LINKINFO")
-    return str(info.get_attr("IFLA_INFO_KIND") or "") if info else ""
-
-
 def _reaches_nobody(device: Any) -> bool:
-    return bool(device["flags"] & _IFF_LOOPBACK) or _kind(device) in _NOWHERE
+    return bool(device["flags"] & _IFF_LOOPBACK) or _dev.kind(device) in _NOWHERE
 
 
 def _is_network(device: Any) -> bool:
-    return device["ifi_type"] == _ARPHRD_ETHER and _kind(device) not in ("vxlan", "geneve")
+    return device["ifi_type"] == _ARPHRD_ETHER and _dev.kind(device) not in ("vxlan", "geneve")
 
 
 def _gateway_devices(ipr: IPRoute, family: int) -> Iterator[int]:
@@ -131,7 +126,7 @@ def _check(ipr: IPRoute, device: Any, hint: str) -> None:
         raise InputError("dev", f"{name} has no Ethernet header and cannot carry encoded packets; {hint}")
     index = device.get_attr("IFLA_MASTER")
     master = _at(ipr, index) if index else None
-    if master is not None and _kind(master) in _SWITCHES:
+    if master is not None and _dev.kind(master) in _SWITCHES:
         raise InputError(
             "dev", f"{name} is a port of {_name(master)}, which packets arrive at: name {_name(master)}"
         )
