@@ -12,7 +12,7 @@ import errno
 import os
 import platform
 import resource
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 _SYSCALL = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "s390x": 351, "ppc64le": 361}
@@ -150,6 +150,11 @@ class Run:
 
 def prog_test_run(fd: int, data: bytes, ctx: bytes = b"", room: int = 1024) -> Run:
     """BPF_PROG_TEST_RUN once. ctx: the settable fields of struct __sk_buff, or nothing."""
+    return prepare_test_run(fd, data, ctx, room)()
+
+
+def prepare_test_run(fd: int, data: bytes, ctx: bytes = b"", room: int = 1024) -> Callable[[], Run]:
+    """:func:`prog_test_run`, to be called later, once: then little more than the system call is left."""
     attr = _Attr()
     out = ctypes.create_string_buffer(len(data) + room)
     ctx_out = ctypes.create_string_buffer(max(len(ctx), 1))
@@ -164,13 +169,17 @@ def prog_test_run(fd: int, data: bytes, ctx: bytes = b"", room: int = 1024) -> R
         attr.put(44, len(ctx))
         attr.pointer(48, ctx)
         attr.pointer(56, ctx_out)
-    attr.call(PROG_TEST_RUN, 80)
-    retval = attr.get(4)
-    return Run(
-        retval - (1 << 32) if retval >> 31 else retval,
-        out.raw[: attr.get(12)],
-        ctx_out.raw[: attr.get(44)] if ctx else b"",
-    )
+
+    def run() -> Run:
+        attr.call(PROG_TEST_RUN, 80)
+        retval = attr.get(4)
+        return Run(
+            retval - (1 << 32) if retval >> 31 else retval,
+            out.raw[: attr.get(12)],
+            ctx_out.raw[: attr.get(44)] if ctx else b"",
+        )
+
+    return run
 
 
 _BEFORE = 8  # BPF_F_BEFORE; without a relative: first of all

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 
 import pytest
 
@@ -39,7 +40,8 @@ def test_deletion_leaves_nothing_and_the_underlay_alone(lab, make):
     maps = {number for program in ids for number in maps_of(program)}
     assert len(ids) == 8
     assert len(maps) > 20
-    with Stream(*hosts, rate=5000) as there, Stream(*reversed(hosts), rate=5000) as back:
+    rate = round(5000 / patience(1))  # no more than the machine can carry
+    with Stream(*hosts, rate=rate) as there, Stream(*reversed(hosts), rate=rate) as back:
         for host in hosts:
             there.wait_for(len(there.numbers) + 300)
             back.wait_for(len(back.numbers) + 300)
@@ -92,18 +94,21 @@ def test_deletion_stops_the_peers(lab, make):
 
 
 def test_a_link_made_again_works_again(lab, make):
-    overlay = make(lab.hosts(2), options=["lease", "1s"])
+    seconds = patience(2)
+    lease, hold = f"{seconds:g}s", seconds + max(2, seconds / 2)
+    overlay = make(lab.hosts(2), options=["lease", lease])
     a, b = overlay.containers
     there, host = overlay.hosts
+    begin = time.monotonic()
     negotiate(a, b)
     xmasq(host, "link", "del", "xm0")
     words = ["link", "add", "xm0", "address", overlay.lladdr(host), "id", "42", "local", host.address]
     if overlay.mode == "bridged":
-        xmasq(host, *words, "lease", "1s")
+        xmasq(host, *words, "lease", lease)
         host.ip("link set xm0 master br0", "link set xm0 up")
         host.bridge(f"fdb append 00:00:00:00:00:00 dev xm0 dst {there.address} self permanent")
     else:
-        xmasq(host, *words, "lease", "1s", "nolearning")
+        xmasq(host, *words, "lease", lease, "nolearning")
         via = overlay.link_address(there)
         host.ip(
             f"addr add {overlay.link_address(host)}/32 dev xm0",
@@ -115,7 +120,9 @@ def test_a_link_made_again_works_again(lab, make):
     # It gives no keys until those of before have ended, but VXLAN works at once.
     assert a.ping(b, count=5).received == 5
     assert udp_echo(b, a, count=50).lost == 0
-    assert stats(host)["decoded"] == 0
+    decoded = stats(host)["decoded"]
+    assert decoded == 0 or time.monotonic() - begin > hold  # a slow machine may have come so late
+    until(lambda: time.monotonic() - begin > hold, "the keys of before have ended", timeout=hold)
     negotiate(a, b)
     assert tcp_transfer(a, b, 1_000_000).size == 1_000_000
     assert stats(host)["decoded"] > 0
@@ -176,7 +183,8 @@ from kmod_ebpf import bpf
 program = bpf.prog_load("foreign", bytes.fromhex("b7000000ffffffff9500000000000000"))
 with IPRoute() as ipr:
     (index,) = ipr.link_lookup(ifname="eth0")
-    ipr.tc("add", "clsact", index)
+    if not any(q.get_attr("TCA_KIND") == "clsact" for q in ipr.get_qdiscs(index)):  # else the link needed it
+        ipr.tc("add", "clsact", index)
     ipr.tc("add-filter", "bpf", index, 1, fd=program, name="foreign", parent=0xFFFFFFF2, direct_action=True)
 import xmasq_link
 print([link.name for link in xmasq_link.links()])

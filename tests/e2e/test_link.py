@@ -70,11 +70,12 @@ def test_full_size_packets(lab, make):
     first = a.ping(b, count=3, size=1472, df=True)
     assert (first.received, first.duplicates) == (3, 0)
     with watch(overlay.hosts[0]) as capture:
-        assert a.ping(b, count=5, size=1472, df=True).received == 5
+        assert a.ping(b, count=10, size=1472, df=True).received == 10
     requests = [
         packet for packet in seen(capture) if packet.source == a.host.address and packet.protocol == 1
     ]
-    assert [packet.kind for packet in requests] == ["encoded"] * 5
+    assert len(requests) >= 5  # one a second is for renewal
+    assert {packet.kind for packet in requests} == {"encoded"}
     assert {packet.length for packet in requests} == {1500}
     assert {packet.flags for packet in requests} == {2}
     # No bigger ones: a container does not learn a smaller MTU on the way either.

@@ -9,12 +9,12 @@ from collections.abc import Callable
 import pytest
 
 import xmasq_link
-from tests.lab import Container, Host, Lab, routed_overlay
+from tests.lab import Container, Host, Lab, patience, routed_overlay
 from xmasq_link import Flow
 
 pytestmark = pytest.mark.e2e
 
-LEASE = 2.0
+LEASE = patience(4)
 
 
 def flow_to(host: Host, target: Container) -> Flow | None:
@@ -40,7 +40,7 @@ def overlay():
     with Lab() as lab:
         made = routed_overlay(lab.hosts(3), kind="xmasq", options=["lease", f"{LEASE:g}s"])
         a, b, _ = made.containers
-        until(lambda: flow_to(made.hosts[0], b) is not None, 5, lambda: a.ping(b, count=1))
+        until(lambda: flow_to(made.hosts[0], b) is not None, patience(5), lambda: a.ping(b, count=1))
         yield made
 
 
@@ -80,6 +80,6 @@ def test_a_changed_next_hop_is_taken_within_half_a_lease(overlay):
         nonlocal lost
         lost += a.ping(b, count=1).received == 0
 
-    until(moved, LEASE + 3, ping)
+    until(moved, LEASE + patience(3), ping)
     assert lost == 0
     assert a.ping(b, count=5, interval=0.02).received == 5

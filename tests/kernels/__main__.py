@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import argparse
 import signal
+import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from . import job, pair
 from .fetch import fetch
@@ -31,15 +33,22 @@ def main() -> int:
         "--kernel", action="append", metavar="NAME", help=f"one of {', '.join(names)}; default: all"
     )
     parser.add_argument("--core", action="store_true", help=f"a few tests, only on {' and '.join(CORE)}")
-    parser.add_argument("--cpus", type=int, default=2, metavar="N", help="of a guest; default 2")
+    parser.add_argument(
+        "--cpus", type=int, metavar="N", help="of a guest, and tests at a time; default 2, with --core 1"
+    )
+    parser.add_argument(
+        "--jobs", type=int, metavar="N", help="kernels at a time; default 1, with --core 2: a CPU for each"
+    )
     parser.add_argument(
         "--minutes", type=float, default=180, metavar="N", help="limit for each kernel; default 180"
     )
     parser.add_argument("arguments", nargs="*", metavar="-- ARGUMENT", help="for pytest")
     options = parser.parse_args()
     wanted = options.kernel or (list(CORE) if options.core else names)
-    arguments = options.arguments or (list(CORE_TESTS) if options.core else [])
+    arguments = options.arguments or ([*CORE_TESTS, "-p", "no:randomly"] if options.core else [])
     limits = Limits(total=60 * options.minutes)
+    cpus = options.cpus or (1 if options.core else 2)
+    jobs = options.jobs or (len(CORE) if options.core else 1)
     bad = False
     try:
         for name in wanted:
@@ -47,6 +56,16 @@ def main() -> int:
                 raise KernelsError(f"kernel {name!r}: {', '.join(names)} are allowed")
         # So that a guest ends with its runner.
         signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+        if jobs > 1 and len(wanted) > 1:
+            job.compile_all()
+            return _side_by_side(
+                [
+                    ["--kernel", name, "--cpus", str(cpus), "--minutes", f"{options.minutes:g}"]
+                    for name in wanted
+                ],
+                arguments,
+                jobs,
+            )
         for name in wanted:
             if name == PAIR:
                 first, second = fetch(SERIES[-1]), fetch(SERIES[0])
@@ -56,13 +75,33 @@ def main() -> int:
                 continue
             kernel = fetch(find(name))
             print(f"kernels: {name}: booting {kernel.version}", flush=True)
-            bad |= _report(
-                name, *job.run(kernel, arguments, _printer(name), cpus=options.cpus, limits=limits)
-            )
+            bad |= _report(name, *job.run(kernel, arguments, _printer(name), cpus=cpus, limits=limits))
     except KernelsError as error:
         print(f"kernels: {error}", file=sys.stderr)
         return 2
     return int(bad)
+
+
+def _side_by_side(runs: list[list[str]], arguments: Sequence[str], jobs: int) -> int:
+    """Runs this command several times at once. Returns the highest exit status."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def run(options: list[str]) -> int:
+        # It ends with this process, however that ends, and its guest with it.
+        words = ["setpriv", "--pdeathsig", "TERM", "--", sys.executable, "-m", "tests.kernels"]
+        process = subprocess.Popen([*words, *options, "--", *arguments])
+        started.append(process)
+        return process.wait()
+
+    with ThreadPoolExecutor(jobs) as pool:
+        waiting = [pool.submit(run, options) for options in runs]
+        try:
+            return max(one.result() for one in waiting)
+        finally:
+            for one in waiting:
+                one.cancel()
+            for process in started:
+                process.terminate()
 
 
 def _report(name: str, status: int, outcome: job.Outcome) -> bool:

@@ -52,16 +52,21 @@ def directory(name: str) -> Path:
     return path
 
 
-def compile_into(path: Path) -> None:
-    """Compiles the datapath outside, where that takes a second, for :func:`datapath` to use.
+def compile_all() -> Path:
+    """Compiles the datapath outside, where that takes a second; returns the directory.
 
     One test compiles it inside, too, and compares.
     """
     for unit in (loader.DATAPATH, loader.CAPTURE, loader.COUNT):
         loader.compile_object(RESULTS / "datapath", unit)
     loader.compile_object(RESULTS / "datapath", family=6)
+    return RESULTS / "datapath"
+
+
+def compile_into(path: Path) -> None:
+    """Puts what is compiled into a guest's directory, for :func:`datapath` to use."""
     (path / "datapath").mkdir()
-    for file in (RESULTS / "datapath").glob(f"{loader._digest()}*"):
+    for file in compile_all().glob(f"{loader._digest()}*"):
         shutil.copy(file, path / "datapath")
 
 
@@ -114,7 +119,7 @@ def run(
     """
     where = directory(kernel.series.name)
     compile_into(where)
-    (where / "job.sh").write_text(script(arguments, jobs=cpus, slowness=SLOWNESS))
+    (where / "job.sh").write_text(script(arguments, jobs=cpus if cpus > 1 else 0, slowness=SLOWNESS))
     begin = time.monotonic()
     with open(where / "output", "w") as output:
 
