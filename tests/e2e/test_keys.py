@@ -29,10 +29,22 @@ def test_receiver_forgets_all_keys_under_datagrams(lab, make):
     meet(overlay)
     negotiate(a, b)
     with watch(sender, "udp") as capture, Stream(a, b, rate=2000) as stream:
-        for number in (1, 2, 3):
-            assert wipe(receiver) > 0
-            until(lambda n=number: stats(sender)["bounced"] >= n, "a packet was bounced")
-            until(lambda: flow(a, b), "the flow is encoded again")
+        for _ in range(3):
+            before = stats(sender)["bounced"]
+            for _ in range(10):
+                assert wipe(receiver) > 0
+                sent = stream.sent
+
+                def passed(before: int = before, sent: int = sent) -> bool:
+                    return stats(sender)["bounced"] > before or stream.sent > sent + 100
+
+                until(passed, "a packet was bounced")
+                until(lambda: flow(a, b), "the flow is encoded again")
+                if stats(sender)["bounced"] > before:
+                    break
+                # A packet that asked for renewal just then has brought a new key without any bounce.
+            else:
+                pytest.fail("ten times all keys were forgotten, and not one packet was bounced")
         stream.wait_for(6000)
     assert (stream.lost, stream.duplicates) == (0, 0)
     packets = [packet for packet in seen(capture) if (packet.inner or packet).length == 228]
@@ -44,7 +56,7 @@ def test_receiver_forgets_all_keys_under_datagrams(lab, make):
         after = iter(packet for packet in packets if packet.time > bounce.time)
         assert any(packet.kind == "fallback" for packet in after)
         again = next(packet for packet in after if packet.kind == "encoded")
-        assert again.time - bounce.time < 1
+        assert again.time - bounce.time < patience(1)
     encoded = sum(packet.kind == "encoded" for packet in packets)
     assert encoded - len(bounced) > 0.98 * stream.sent
 

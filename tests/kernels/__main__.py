@@ -4,25 +4,32 @@
 from __future__ import annotations
 
 import argparse
+import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 from . import job, pair
 from .fetch import fetch
 from .machine import Limits
 from .pair import NICS
-from .suites import CORE, CORE_TESTS, SERIES, KernelsError, find
+from .suites import CORE, CORE_TESTS, SERIES, KernelsError, NoKernelError, find
 
+#: The exit status that says that a kernel could not be fetched.
+NOT_TO_BE_HAD = 3
+#: A guest takes so much of the machine's memory at most, in bytes; see machine.py.
+ROOM = 3 << 30
 #: Not a series: the oldest and the newest on one wire.
 PAIR = "pair"
 
 
 def main() -> int:
-    """Exit status: 0 when all tests passed on all kernels, 1 when some did not, 2 for anything else."""
+    """Exit status: 0 when all tests passed on all kernels, 1 when some did not, 3 when a kernel was not to be
+    had and nothing else was wrong, 2 for anything else."""
     names = [*(one.name for one in SERIES), PAIR]
     parser = argparse.ArgumentParser(
         prog="python -m tests.kernels",
@@ -48,7 +55,7 @@ def main() -> int:
     arguments = options.arguments or ([*CORE_TESTS, "-p", "no:randomly"] if options.core else [])
     limits = Limits(total=60 * options.minutes)
     cpus = options.cpus or (1 if options.core else 2)
-    jobs = options.jobs or (len(CORE) if options.core else 1)
+    jobs = options.jobs or (min(len(CORE), max(1, _memory() // ROOM)) if options.core else 1)
     bad = False
     try:
         for name in wanted:
@@ -56,7 +63,7 @@ def main() -> int:
                 raise KernelsError(f"kernel {name!r}: {', '.join(names)} are allowed")
         # So that a guest ends with its runner.
         signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-        if jobs > 1 and len(wanted) > 1:
+        if len(wanted) > 1 and (jobs > 1 or options.core):
             job.compile_all()
             return _side_by_side(
                 [
@@ -78,12 +85,25 @@ def main() -> int:
             bad |= _report(name, *job.run(kernel, arguments, _printer(name), cpus=cpus, limits=limits))
     except KernelsError as error:
         print(f"kernels: {error}", file=sys.stderr)
+        if isinstance(error, NoKernelError):
+            return 1 if bad else NOT_TO_BE_HAD
         return 2
     return int(bad)
 
 
+def worst(codes: Iterable[int]) -> int:
+    """Of several exit statuses the one that counts: a kernel that was not to be had is the least of all."""
+    return max(codes, key=lambda code: (code != 0, code != NOT_TO_BE_HAD, code))
+
+
+def _memory() -> int:
+    """How much is free on this machine, in bytes."""
+    found = re.search(r"^MemAvailable: +(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
+    return int(found[1]) << 10 if found else 0
+
+
 def _side_by_side(runs: list[list[str]], arguments: Sequence[str], jobs: int) -> int:
-    """Runs this command several times at once. Returns the highest exit status."""
+    """Runs this command several times, ``jobs`` at once. Returns the worst exit status."""
     started: list[subprocess.Popen[bytes]] = []
 
     def run(options: list[str]) -> int:
@@ -96,7 +116,7 @@ def _side_by_side(runs: list[list[str]], arguments: Sequence[str], jobs: int) ->
     with ThreadPoolExecutor(jobs) as pool:
         waiting = [pool.submit(run, options) for options in runs]
         try:
-            return max(one.result() for one in waiting)
+            return worst(one.result() for one in waiting)
         finally:
             for one in waiting:
                 one.cancel()

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from .suites import KernelsError, Series
+from .suites import KernelsError, NoKernelError, Series
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "xmasq-kernels"
 _KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
@@ -50,7 +50,7 @@ class Kernel:
 def fetch(series: Series) -> Kernel:
     """The youngest kernel of a series, from the cache where it is there already.
 
-    Without a network the last one that was fetched is good enough. Raises :class:`KernelsError`.
+    Without a network the last one that was fetched is good enough. Raises :class:`NoKernelError`.
     """
     with _locked(series) as home:
         try:
@@ -62,7 +62,7 @@ def fetch(series: Series) -> Kernel:
         except KernelsError as error:
             old = sorted(home.glob("*/.complete"), key=lambda path: path.stat().st_mtime)
             if not old:
-                raise
+                raise NoKernelError(str(error)) from None
             print(f"kernels: {series.name}: keeping the one in the cache ({error})", flush=True)
             root = old[-1].parent
     release = next((root / "lib" / "modules").iterdir()).name

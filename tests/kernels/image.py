@@ -8,6 +8,7 @@ guest/initramfs.sh.
 from __future__ import annotations
 
 import lzma
+import os
 import shutil
 import subprocess
 import sys
@@ -61,12 +62,16 @@ def _by_the_page(kernel: Kernel) -> bool:
 
 
 def _pack_repository(archive: Path) -> None:
-    """Packs the repository, so that nothing changes it under a guest's feet."""
-    words = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
-    listed = subprocess.run(words, capture_output=True, text=True, cwd=_ROOT)
-    if listed.returncode:
-        raise KernelsError(f"listing the repository: {listed.stderr.strip()}")
-    _tar(archive, _ROOT, [name for name in listed.stdout.split("\0") if name and (_ROOT / name).is_file()])
+    """Packs the repository, so that nothing changes it under a guest's feet.
+
+    Without what is made from it: a guest sees that in the machine's file system.
+    """
+    names = []
+    for at, directories, files in os.walk(_ROOT):
+        made = {"__pycache__", *(("build", "dist") if Path(at) == _ROOT else ())}
+        directories[:] = [one for one in directories if one == ".ci" or (one[0] != "." and one not in made)]
+        names += [str((Path(at) / file).relative_to(_ROOT)) for file in files]
+    _tar(archive, _ROOT, names)
 
 
 def _pack_libraries(archive: Path, *, some: bool) -> None:
@@ -82,7 +87,7 @@ def _pack_libraries(archive: Path, *, some: bool) -> None:
 
 
 def _tar(archive: Path, root: Path, names: list[str]) -> None:
-    words = ["tar", "-C", str(root), "--null", "--files-from=-", "-cf", str(archive)]
+    words = ["tar", "-C", str(root), "--null", "--verbatim-files-from", "--files-from=-", "-cf", str(archive)]
     subprocess.run(words, input="".join(f"{name}\0" for name in names), text=True, check=True)
 
 

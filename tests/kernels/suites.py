@@ -47,6 +47,10 @@ class KernelsError(Exception):
     """Something that the runner was asked to do did not work; the text is for the user."""
 
 
+class NoKernelError(KernelsError):
+    """A kernel is neither in the cache nor to be had from the archive."""
+
+
 def find(name: str) -> Series:
     """The series called ``name``. Raises :class:`KernelsError`."""
     for one in SERIES:

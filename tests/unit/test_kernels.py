@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.kernels import __main__ as command
-from tests.kernels import job, table
+from tests.kernels import fetch, job, table
+from tests.kernels.suites import SERIES, KernelsError, NoKernelError
 
 CASE = '<testcase classname="{}" name="{}">{}</testcase>'
 
@@ -60,3 +61,28 @@ def test_an_unknown_kernel_is_one_line(
     assert capsys.readouterr().err.splitlines() == [
         "kernels: kernel '4.9': 5.10, 6.1, 6.12, newest, pair are allowed"
     ]
+
+
+@pytest.mark.parametrize(
+    ("codes", "expected"),
+    [([0, 0], 0), ([0, 3], 3), ([3, 1], 1), ([1, 2], 2), ([3, -9], -9)],
+)
+def test_a_kernel_that_is_not_to_be_had_hides_no_failure(codes: list[int], expected: int) -> None:
+    assert command.worst(codes) == command.worst(reversed(codes)) == expected
+
+
+def test_without_the_archive_the_last_kernel_is_good_enough(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def unreachable(*_: object) -> None:
+        raise KernelsError("no route to the archive")
+
+    monkeypatch.setattr(fetch, "CACHE", tmp_path)
+    monkeypatch.setattr(fetch, "_Apt", unreachable)
+    series = SERIES[0]
+    with pytest.raises(NoKernelError, match="no route"):
+        fetch.fetch(series)
+    root = tmp_path / series.name / "5.10.1-1"
+    (root / "lib" / "modules" / "5.10.0-1").mkdir(parents=True)
+    (root / ".complete").touch()
+    assert fetch.fetch(series).release == "5.10.0-1"

@@ -9,10 +9,16 @@ mount -t devtmpfs dev /dev
 mkdir -p /dev/pts /dev/shm
 ln -s /proc/self/fd /dev/fd # the rest of what udev makes nobody asks for
 mount -t devpts devpts /dev/pts
+# The repository may be below one of the directories that are empty from here on.
+repository=$(cd "$(dirname "$0")/../../.." && pwd)
+mkdir /.repository
+mount --bind "$repository" /.repository
 for directory in /dev/shm /run /tmp /var/tmp /var/cache/xmasq; do
 	mkdir -p "$directory"
 	mount -t tmpfs -o mode=1777 tmpfs "$directory"
 done
+mkdir -p "$repository"
+mount --bind /.repository "$repository"
 chmod 755 /run /var/cache/xmasq
 mount -t bpf bpf /sys/fs/bpf
 mount -t tracefs tracefs /sys/kernel/tracing
@@ -20,7 +26,6 @@ mount -t cgroup2 cgroup2 /sys/fs/cgroup
 mkdir -p /run/job
 mount -t 9p -o trans=virtio,version=9p2000.L,msize=512000 job /run/job
 # The repository as it was when the guest was started: nothing of what has come since shows through.
-repository=$(cd "$(dirname "$0")/../../.." && pwd)
 mkdir /run/repository
 dd if=/run/job/repository.tar bs=400k 2>/dev/null | tar -x -C /run/repository -f -
 for name in $(ls -A /run/repository); do
