@@ -29,7 +29,7 @@ MARK, BOUNCE, PORT, SEGMENT_BITS = 3, 7, 4789, 6
 ICMP, TCP, UDP = 1, 6, 17
 
 
-def until(condition: Callable[[], T], what: str, *, timeout: float = 5.0) -> T:
+def until(condition: Callable[[], T], what: str, *, timeout: float = 20.0) -> T:
     """Calls ``condition`` until what it returns is true, and returns that."""
     deadline = time.monotonic() + patience(timeout)
     while not (value := condition()):

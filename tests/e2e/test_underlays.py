@@ -48,6 +48,8 @@ def vlan(host: Host) -> None:
 
 
 def macvlan(host: Host) -> None:
+    # Or eth0 answers ARP for ul0's address, too, and packets arrive at whichever answers first.
+    host.sysctl({"ipv4/conf/eth0/arp_ignore": 1})
     host.ip("link add link eth0 name ul0 type macvlan mode bridge")
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import json
 import os
 import re
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -26,7 +28,18 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _CLONE_NEWNET = 0x40000000
+_SIOCGIFFLAGS, _IFF_RUNNING = 0x8913, 0x40
 _libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _wait(condition: Callable[[], bool], timeout: float) -> bool:
+    """Whether a condition comes true within ``timeout`` s."""
+    end = time.monotonic() + timeout
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.005)
+    return True
 
 
 @dataclass(frozen=True)
@@ -159,16 +172,25 @@ class Namespace:
             tables = (Path("/proc/thread-self/net", name) for name in ("tcp", "tcp6"))
             return any(wanted.search(table.read_text()) for table in tables if table.exists())
 
-        def wait() -> bool:
-            end = time.monotonic() + timeout
-            while not listening():
-                if time.monotonic() > end:
-                    return False
-                time.sleep(0.005)
-            return True
-
-        if not self.inside(wait):
+        if not self.inside(lambda: _wait(listening, timeout)):
             raise LabError(f"nothing listens on TCP port {port} in {self.name} after {timeout:g} s")
+
+    def wait_for_carrier(self, ifname: str, *, timeout: float = 10.0) -> None:
+        """Waits until the kernel has taken note that an interface's other end is up.
+
+        It does so in a thread of its own (net/core/link_watch.c), and drops what leaves before. Raises
+        :class:`LabError` after ``timeout`` s.
+        """
+        timeout = patience(timeout)
+        request = struct.pack("16sH14x", ifname.encode(), 0)
+        with self.socket(socket.AF_INET) as control:
+
+            def running() -> bool:
+                (flags,) = struct.unpack_from("16xH", fcntl.ioctl(control, _SIOCGIFFLAGS, request))
+                return bool(flags & _IFF_RUNNING)
+
+            if not _wait(running, timeout):
+                raise LabError(f"{ifname} in {self.name} has no carrier after {timeout:g} s")
 
     # Traffic
 

@@ -73,6 +73,8 @@ class Host(Namespace):
             *([f"addr add {address} dev {ifname}"] if address else []),
             f"link set {ifname} up",
         )
+        self.wait_for_carrier(ifname)
+        port.fabric.wait_for_carrier(port.name)
         return port
 
     def offloads(
@@ -152,6 +154,8 @@ class Host(Namespace):
             routes = [f"route add default via {GATEWAY} dev eth0 onlink"]
         self.ip(*lines)
         container.ip("link set lo up", *inside, "link set eth0 up", *routes)
+        container.wait_for_carrier("eth0")
+        self.wait_for_carrier(veth)
         self.containers[name] = container
         return container
 
