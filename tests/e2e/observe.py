@@ -370,7 +370,7 @@ class Stream:
     def _send(self) -> None:
         begin = time.monotonic()
         padding = bytes(self._size - _NUMBER.size)
-        while not self._end.is_set() and self.sent < 60 * self.rate:
+        while not self._end.is_set() and self.sent < patience(60) * self.rate:
             early = begin + self.sent / self.rate - time.monotonic()
             if early > 0:
                 time.sleep(early)
