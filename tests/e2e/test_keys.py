@@ -31,12 +31,13 @@ def test_receiver_forgets_all_keys_under_datagrams(lab, make):
     with watch(sender, "udp") as capture, Stream(a, b, rate=2000) as stream:
         for _ in range(3):
             before = stats(sender)["bounced"]
+            stream.wait_for(len(stream.numbers) + 1)
             for _ in range(10):
                 assert wipe(receiver) > 0
                 sent = stream.sent
 
                 def passed(before: int = before, sent: int = sent) -> bool:
-                    return stats(sender)["bounced"] > before or stream.sent > sent + 100
+                    return stats(sender)["bounced"] > before or stream.numbers[-1] > sent + 100
 
                 until(passed, "a packet was bounced")
                 until(lambda: flow(a, b), "the flow is encoded again")

@@ -33,8 +33,9 @@ class Limits:
 class Machine:
     """A guest that runs ``job.sh`` of ``directory``, and leaves ``status`` and more there.
 
-    ``nics`` are QEMU's words for the network; there is none by default. Raises
-    :class:`KernelsError` when it does not boot, hangs or crashes.
+    ``nics`` are QEMU's words for the network; there is none by default. ``netns`` names the network
+    namespace that QEMU runs in; empty: this one. Raises :class:`KernelsError` when it does not boot,
+    hangs or crashes.
     """
 
     kernel: Kernel
@@ -42,6 +43,7 @@ class Machine:
     cpus: int = 2
     memory: int = 2048
     nics: Sequence[str] = ("-nic", "none")
+    netns: str = ""
     options: str = ""
     limits: Limits = field(default_factory=Limits)
 
@@ -64,8 +66,9 @@ class Machine:
             *("-append", self._append()),
             *self.nics,
         ]
+        enter = ["nsenter", f"--net=/run/netns/{self.netns}", "--"] if self.netns else []
         # It ends with this process, however that ends.
-        return ["setpriv", "--pdeathsig", "KILL", "--", "qemu-system-x86_64", *words]
+        return [*enter, "setpriv", "--pdeathsig", "KILL", "--", "qemu-system-x86_64", *words]
 
     def _append(self) -> str:
         words = [

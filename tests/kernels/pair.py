@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Two guests with different kernels on one wire: xmasq at both ends, with real network drivers between.
 
-Each guest has a NIC on the wire, and a second one on which the first guest, which runs the tests
-(guest/pair/), tells the other what to do.
+The wire is a bridge in a network namespace of its own, with a TAP device for each guest. TAP devices
+hand on what a driver leaves to its NIC, a checksum that is not yet written or a packet of 64 KB that is
+not yet cut, so a guest's offloads reach the other guest as between a host's virtual machines. Each
+guest has a second NIC, on which the first guest, which runs the tests (guest/pair/), tells the other
+what to do.
 """
 
 from __future__ import annotations
@@ -12,36 +15,39 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
+
+from tests.lab import Lab
 
 from . import job
 from .fetch import Kernel
 from .machine import Limits, Machine
 from .suites import KernelsError
 
-#: The drivers between the guests. virtio-net has no peer to leave its offloads to on such a wire, so
-#: it shows the software paths; e1000e is emulated with its checksum and segmentation offloads.
+#: The drivers between the guests: the one that virtual machines have, and one of a real NIC.
 NICS = ("virtio-net-pci", "e1000e")
+#: The networks of the guests, and the bridges that they are.
+_NETWORKS = {"wire": "br0", "control": "br1"}
 
 
-def _nics(number: int, nic: str, directory: Path) -> list[str]:
+def _wires(lab: Lab) -> str:
+    """Makes the two networks, each with a TAP device for each guest; returns their namespace's name."""
+    fabric = lab.fabric  # which has br0
+    fabric.ip("link add br1 type bridge stp_state 0 forward_delay 0 mcast_snooping 0", "link set br1 up")
+    for name, bridge in _NETWORKS.items():
+        for number in (1, 2):
+            fabric.ip(
+                f"tuntap add dev {name}{number} mode tap vnet_hdr",
+                f"link set {name}{number} master {bridge} up",
+            )
+    return fabric.name
+
+
+def _nics(number: int, nic: str) -> list[str]:
     words: list[str] = []
-    for name, model in (("wire", nic), ("control", "virtio-net-pci")):
-        path = directory / f"{name}.sock"
-        role = "server=on" if number == 1 else "server=off"
-        mac = f"02:00:00:00:0{1 if name == 'wire' else 2}:0{number}"
-        words += ["-netdev", f"stream,id={name},addr.type=unix,addr.path={path},{role}"]
-        words += ["-device", f"{model},netdev={name},mac={mac}"]
+    for part, (name, model) in enumerate((("wire", nic), ("control", "virtio-net-pci")), start=1):
+        words += ["-netdev", f"tap,id={name},ifname={name}{number},script=no,downscript=no,vnet_hdr=on"]
+        words += ["-device", f"{model},netdev={name},mac=02:00:00:00:0{part}:0{number}"]
     return words
-
-
-def _listening(where: Path) -> None:
-    """The second guest finds the first one's sockets, or QEMU ends."""
-    end = time.monotonic() + 30
-    while not all((where / f"{name}.sock").exists() for name in ("wire", "control")):
-        if time.monotonic() > end:
-            raise KernelsError(f"QEMU has made no sockets; see {where}")
-        time.sleep(0.1)
 
 
 def run(
@@ -55,33 +61,34 @@ def run(
     (where / "second").mkdir()
     job.compile_into(where)
     job.compile_into(where / "second")
-    here, there = (
-        Machine(
-            kernel,
-            directory,
-            cpus=2,
-            nics=_nics(number, nic, where),
-            options=f"xmasq.pair={number}",
-            limits=limits,
-        )
-        for number, kernel, directory in ((1, first, where), (2, second, where / "second"))
-    )
     arguments = [*arguments, "tests/kernels/guest/pair", "-p", "no:randomly"]
     (where / "job.sh").write_text(job.script(arguments, jobs=0, slowness=job.SLOWNESS))
     agent = f"exec {sys.executable} -m tests.kernels.guest.pair.agent"
     (where / "second" / "job.sh").write_text(f"cd {job.ROOT}\n{job.datapath('/run/job')}\n{agent}\n")
     failure: list[KernelsError] = []
     begin = time.monotonic()
+    with Lab() as lab:
+        netns = _wires(lab)
+        here, there = (
+            Machine(
+                kernel,
+                directory,
+                cpus=1,
+                nics=_nics(number, nic),
+                netns=netns,
+                options=f"xmasq.pair={number}",
+                limits=limits,
+            )
+            for number, kernel, directory in ((1, first, where), (2, second, where / "second"))
+        )
 
-    def other() -> None:
-        try:
-            there.wait(running, lambda line: say(f"[2] {line}"))
-        except KernelsError as error:
-            failure.append(error)
+        def other() -> None:
+            try:
+                there.wait(running, lambda line: say(f"[2] {line}"))
+            except KernelsError as error:
+                failure.append(error)
 
-    with here.started() as process:
-        _listening(where)
-        with there.started() as running:
+        with here.started() as process, there.started() as running:
             thread = threading.Thread(target=other)
             thread.start()
             try:

@@ -19,12 +19,17 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
         print(f"\nfailed: {report.nodeid} ({report.when}): {' '.join(why)[:300]}", flush=True)
 
 
+def settle() -> None:
+    """Waits until the guest gives keys: once those of an earlier start have ended (xmasq_link._hold)."""
+    longest = _hold.LEASE_MAX_MS + _hold.guard_ms(_hold.LEASE_MAX_MS)
+    time.sleep(max(0, longest / 1000 + 1 - time.clock_gettime(time.CLOCK_BOOTTIME)))
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """A host that has just started gives no keys until those of before have ended (xmasq_link._hold)."""
+    """Links are made by the end-to-end tests."""
     if item.get_closest_marker("e2e"):
-        longest = _hold.LEASE_MAX_MS + _hold.guard_ms(_hold.LEASE_MAX_MS)
-        time.sleep(max(0, longest / 1000 + 1 - time.clock_gettime(time.CLOCK_BOOTTIME)))
+        settle()
 
 
 @pytest.hookimpl(tryfirst=True)

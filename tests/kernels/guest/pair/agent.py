@@ -7,12 +7,14 @@ import json
 import socket
 import subprocess
 
+from ..progress import settle
 from .ends import CONTROL, PORT, prepare
 
 
 def main() -> None:
     """Serves until the machine is taken away."""
     prepare(2)
+    settle()
     listener = socket.create_server((CONTROL.format(2), PORT))
     print("agent: listening", flush=True)
     while True:

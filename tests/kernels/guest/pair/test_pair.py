@@ -144,12 +144,16 @@ def test_tcp(ends: tuple[End, End], name: str, way: str) -> None:
             assert after[at].get(counter, 0) == before[at].get(counter, 0), counter
 
 
+def driver() -> str:
+    """The driver of the NIC on the wire."""
+    return Path("/sys/class/net/wire/device/driver").resolve().name
+
+
 def test_the_nic_segments(ends: tuple[End, End]) -> None:
     """Where the driver can, the NIC itself cuts encoded packets, and counts IDs up as it does."""
     here, there = ends
-    driver = Path("/sys/class/net/wire/device/driver").resolve().name
-    if driver != "e1000e":
-        pytest.skip(f"{driver} has no segmentation of its own on this wire")
+    if driver() != "e1000e":
+        pytest.skip(f"{driver()} leaves segmentation to the other end, see the next test")
     for end in ends:
         end.offloads(**OFFLOADS["all on"])
 
@@ -163,6 +167,28 @@ def test_the_nic_segments(ends: tuple[End, End]) -> None:
     transfer(here, there, 100)
     assert segmented() > before
     assert share(counters, here.counters()) > 0.8
+
+
+@pytest.mark.parametrize("way", ["there", "back"])
+def test_packets_cross_the_wire_in_one_piece(ends: tuple[End, End], way: str) -> None:
+    """As between two virtual machines of a host: nobody cuts a long packet, nor computes its checksum."""
+    if driver() != "virtio_net":
+        pytest.skip(f"{driver()} sends segments, see the test before")
+    for end in ends:
+        end.offloads(**OFFLOADS["all on"])
+    source, target = ends if way == "there" else ends[::-1]
+
+    def arrived() -> list[int]:
+        return [
+            int(target.run(f"cat /sys/class/net/wire/statistics/rx_{what}")) for what in ("bytes", "packets")
+        ]
+
+    before, counters = arrived(), source.counters()
+    transfer(source, target, 100)
+    octets, packets = (after - first for after, first in zip(arrived(), before, strict=True))
+    assert octets > 100 * 65536
+    assert octets / packets > 3000
+    assert share(counters, source.counters()) > 0.8
 
 
 @pytest.mark.parametrize("name", ["all on", "all off"])
