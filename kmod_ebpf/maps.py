@@ -22,6 +22,7 @@ from typing import Any, Self
 Secret = u64 * 2
 LINK_UNDERLAYS = 8
 Underlays = u32 * LINK_UNDERLAYS
+Hooked = u64 * LINK_UNDERLAYS
 Pad3 = u16 * 3
 Pad7 = u8 * 7
 Mac = u8 * 6
@@ -118,6 +119,8 @@ class Link(Struct):
         ("underlays", Underlays),
         ("secret", Secret),
         ("there_at", u64),
+        ("hooked", Hooked),
+        ("away_at", u64),
     ]
 
 
@@ -354,6 +357,8 @@ class Scratch(Struct):
         ("tx_gen", u32),
         ("stamp", u16),
         ("tc_index", u16),
+        ("hook", u32),
+        ("pad", u32),
         ("now", u64),
         ("tick", u64),
         ("headers", u64 * 12),

@@ -336,7 +336,15 @@ static __always_inline int encode(struct __sk_buff *skb, const OUTER *outer)
 	/* Once a tick: another device may be the way to the peer by now. */
 	tick = xm_jiffies();
 	if (live->way_tick != tick) {
+		int hooked = way_hooked(skb, conf, link, &e, live, now);
+
+		data = (void *)(long)skb->data;
+		end = (void *)(long)skb->data_end;
 		reason = C_FB_ROUTE;
+		if (!hooked) {
+			granted = 0;
+			goto fallback;
+		}
 		if (!way_stays(skb, &e, live)) {
 			if (needs_probe(skb, link, &old, seg_len) &&
 			    later_by(now, live->asked, 100 * NSEC_PER_MSEC)) {

@@ -61,6 +61,8 @@ struct link {
 	__u32 underlays[LINK_UNDERLAYS]; /* ifindexes of the devices with the hooks; 0: no more */
 	__u64 secret[2];
 	__u64 there_at; /* tick, ns: the device was there then */
+	__u64 hooked[LINK_UNDERLAYS]; /* an underlay device, and when it had our hook (route.h) */
+	__u64 away_at; /* tick, ns: the link's packets would have left by a device without it */
 };
 
 #define VNI_ANY 0xffffffffU /* of an external link, here and in vnis */
@@ -280,6 +282,8 @@ struct scratch {
 	__u32 tx_gen; /* of the link, before the driver looked into its FDB */
 	__u16 stamp; /* in skb->tc_index of that packet */
 	__u16 tc_index; /* what it was before */
+	__u32 hook; /* the underlay device whose hook has seen a frame that asked for it */
+	__u32 pad;
 	__u64 now; /* boot time, ns, at that tick */
 	__u64 tick;
 	/* At the underlay's ingress, where the stack has no room: */

@@ -66,6 +66,52 @@ static __always_inline int way_stays(struct __sk_buff *skb, const struct entry *
 }
 
 /*
+ * Has the device that a packet is to leave by our hook? A link may have been moved to another
+ * namespace: the vxlan driver goes on to send from where it was made, but the programs at the link
+ * run where it is now, and there the same index is another device's, or nobody's. A clone with our
+ * mark finds out, once a tick: our hook notes it, and drops it (hook_shown). By any other device it
+ * is nobody's frame, as both MAC addresses are 0, and the next one follows a second later at the
+ * soonest.
+ */
+static __always_inline int way_hooked(struct __sk_buff *skb, struct conf *conf, struct link *link,
+				      const struct entry *e, struct entry *live, __u64 now)
+{
+	__u64 *seen = &link->hooked[e->oif % LINK_UNDERLAYS], had = *seen;
+	__u32 ms = now / (1 << 20), macs[3], none[3] = {};
+	struct scratch *scratch = scratch_get();
+
+	if (had >> 32 == e->oif && (__s32)(ms - (__u32)had) <= 0)
+		return 1;
+	if (!scratch || (link->away_at && !later_by(now, link->away_at, NSEC_PER_SEC)))
+		return 0;
+	scratch->hook = 0;
+	if (xm_skb_load_bytes(skb, 0, macs, sizeof(macs)) ||
+	    xm_skb_store_bytes(skb, 0, none, sizeof(none), 0))
+		return 0;
+	mark_set(skb, conf, KIND_WAY);
+	xm_clone_redirect(skb, e->oif, 0);
+	mark_clear(skb);
+	xm_skb_store_bytes(skb, 0, macs, sizeof(macs), 0);
+	if (scratch->hook == e->oif) {
+		*seen = (__u64)e->oif << 32 | ms;
+		return 1;
+	}
+	link->away_at = now;
+	live->lease_end = 0; /* breaks the seal, too: dead for every reader */
+	return 0;
+}
+
+/* Underlay egress, for such a clone. */
+static __always_inline int hook_shown(struct __sk_buff *skb)
+{
+	struct scratch *scratch = scratch_get();
+
+	if (scratch)
+		scratch->hook = skb->ifindex;
+	return ACT_SHOT;
+}
+
+/*
  * Underlay egress, for a fallback packet with a mark, by which a policy may have routed it: is its
  * next hop the one that an encoded packet would take from this device? The kernel must know its
  * address.

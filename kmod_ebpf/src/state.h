@@ -56,6 +56,7 @@ enum kind {
 	KIND_TOO_BIG, /* clone of a frame that leaves, to become an ICMP error to its sender */
 	KIND_PROBE, /* clone of a frame that is too long for the fallback, which asks in its place
 		     */
+	KIND_WAY, /* clone of a frame that leaves, to see whether a device has our hook (route.h) */
 };
 
 /* skb->cb while such a mark is set. */
@@ -192,35 +193,32 @@ static __always_inline __u64 tick_ns(void)
 	return s->now;
 }
 
-#define THERE_FOR (100 * NSEC_PER_MSEC)
+/* Clocks of two CPUs may differ by a tick. */
+static __always_inline int later_by(__u64 now, __u64 then, __u64 ns)
+{
+	return (__s64)(now - then) > (__s64)ns;
+}
+
+#define THERE_FOR NSEC_PER_MSEC
 
 /*
  * Is the link's device still in this namespace? Others may have deleted or moved it: then what is
- * redirected to it would be lost, so peers must be sent back into the fallback. Looked up every now
- * and then, by the one helper that says so (net/core/filter.c, bpf_ipv4_fib_lookup).
+ * redirected to it would be lost, so peers must be sent back into the fallback. Looked up once a
+ * tick, by the one helper that says so (net/core/filter.c, bpf_ipv4_fib_lookup).
  */
 static __always_inline int link_there(struct __sk_buff *skb, struct link *link)
 {
 	struct bpf_fib_lookup fib = { .family = XM_AF_INET, .ifindex = link->ifindex };
 	__u64 now = tick_ns();
 
-	if (likely(now - link->there_at < THERE_FOR))
+	if (likely(!later_by(now, link->there_at, THERE_FOR)))
 		return 1;
 	if (xm_fib_lookup(skb, &fib, sizeof(fib), 0) == -XM_ENODEV) {
-		/* Moved, it would go on to encode, in a namespace where that leads nowhere. */
-		if (link->there_at)
-			link->tx_gen++;
 		link->there_at = 0;
 		return 0;
 	}
 	link->there_at = now;
 	return 1;
-}
-
-/* Clocks of two CPUs may differ by a tick. */
-static __always_inline int later_by(__u64 now, __u64 then, __u64 ns)
-{
-	return (__s64)(now - then) > (__s64)ns;
 }
 
 static __always_inline __u32 nonce(struct conf *conf, __u64 now)

@@ -433,8 +433,12 @@ static __always_inline int underlay_egress(struct __sk_buff *skb)
 	if (!conf)
 		return ACT_UNSPEC;
 	if (marked(skb, conf)) {
-		if ((skb->mark & 0xf) == KIND_OFFER)
+		__u32 kind = skb->mark & 0xf;
+
+		if (unlikely(kind == KIND_OFFER))
 			return make_offer(skb, conf);
+		if (unlikely(kind == KIND_WAY))
+			return hook_shown(skb);
 		mark_clear(skb);
 		return ACT_UNSPEC;
 	}

@@ -404,6 +404,13 @@ class Stream:
     def duplicates(self) -> int:
         return len(self.numbers) - len(set(self.numbers))
 
+    def lost_outside(self, begin: float, end: float) -> int:
+        """How many were lost of those that surely were not sent between two times of time.monotonic()."""
+        return sum(
+            self.times[number] < begin or (number > 0 and self.times[number - 1] > end)
+            for number in self.missing
+        )
+
     def wait_for(self, number: int) -> None:
         """Waits until so many datagrams have arrived."""
         until(lambda: len(self.numbers) >= number, f"{number} datagrams arrived", timeout=30)

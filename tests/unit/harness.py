@@ -60,6 +60,16 @@ def now() -> int:
     return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
 
+def shown(underlay: int) -> Any:
+    """What a link has when the hook of its underlay device was seen (src/route.h, way_hooked), for good.
+
+    Test runs send nothing, and no hook is there.
+    """
+    hooked = m.Hooked()
+    hooked[underlay % m.LINK_UNDERLAYS] = underlay << 32 | (now() >> 20) + (1 << 28) & 0xFFFFFFFF
+    return hooked
+
+
 def u32(value: int) -> bytes:
     """A key or value that is a plain number."""
     return value.to_bytes(4, "little")
@@ -333,6 +343,13 @@ class Node:
         ((f, e),) = self.items("flows")
         return f, e
 
+    def move_entry(self, underlay: int) -> None:
+        """Has the only flow that this node encodes leave by another device."""
+        f, e = self.only_flow()
+        e.oif = underlay
+        e.seal = seal_entry(f, e)
+        self.put("flows", f, e)
+
     def slot(self, key: int) -> tuple[int, int, m.Block, m.Slot]:
         """Where a key lies that this node has given: block index, place, block and slot."""
         for at, block in self.blocks():
@@ -459,6 +476,7 @@ class Node:
                 tx_gen=1,
                 rx_gen=1,
                 underlays=m.Underlays(self.underlay),
+                hooked=shown(self.underlay),
             ),
         )
         self.put("link_ids", self.link, LINK)

@@ -28,6 +28,7 @@ from tests.unit.harness import (
     mac,
     now,
     raw_mac,
+    shown,
     u32,
 )
 from xmasq_link import _wire as wire
@@ -82,6 +83,7 @@ class Host:
         self.put("conf", u32(0), conf)
         entry: Any = T.Link(ifindex=link, vni=VNI, local=T.address(A), flags=m.LINK_UP, underlay=underlay)
         entry.port, entry.mac = m.Be16(*(4789).to_bytes(2, "big")), mac(SMAC)
+        entry.hooked = shown(underlay)
         self.put("links", u32(LINK), entry)
         self.put("link_ids", u32(link), u32(LINK))
         for at in (A, B):

@@ -10,11 +10,13 @@ import pytest
 from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.l2 import ARP, Ether
 
+from kmod_ebpf import maps as m
 from tests.unit.harness import (
     EGRESS,
     HOST,
     INGRESS,
     LEASE_MS,
+    REDIRECT,
     SHOT,
     UNSPEC,
     VNI,
@@ -60,6 +62,38 @@ def hooked(hooks: None, net: Bench) -> Iterator[tuple[Tap, Tap]]:
     """What is seen beyond the underlay and beyond the link of a."""
     with Tap("ul0p") as wire_end, Tap("xm0p") as driver:
         yield wire_end, driver
+
+
+@pytest.mark.parametrize("hook", [True, False])
+def test_encoded_packets_leave_by_a_device_with_our_hook_only(
+    net: Bench, hooked: tuple[Tap, Tap], hook: bool
+) -> None:
+    """A link that was moved to another namespace finds other devices there."""
+    a, b = net.a, net.b
+    far, _ = hooked
+    packet = tcp()
+    negotiate(a, b, packet)
+    if not hook:
+        a.move_entry(net.other_underlay)
+    a.set_link(hooked=m.Hooked())
+    with Tap("ul2p") as other:
+        out = a.encode(packet)
+        if hook:
+            assert (out.action, out.packet[14:]) == (REDIRECT, on_wire(packet, a.local, b.local, 1))
+            assert a.encode(packet).action == REDIRECT
+            assert other.quiet()
+        else:
+            # Once, by the wrong device, and nobody's there: not what was encoded.
+            assert (out.action, out.packet, out.mark) == (UNSPEC, packet, 0)
+            assert other.receive() == bytes(12) + packet[12:]
+            for _ in range(3):
+                out = a.encode(packet)
+                assert (out.action, out.packet) == (UNSPEC, packet)
+            assert other.quiet()
+            assert a.counters()["fb_route"] == 1
+            assert a.counters()["fb_expired"] == 3
+            assert "encoded" not in a.counters()
+        assert far.quiet()
 
 
 def to_neighbour(ip: bytes) -> bytes:
