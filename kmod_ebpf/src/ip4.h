@@ -144,6 +144,15 @@ static __always_inline __be16 key_wire_id(const struct conf *conf, __u32 key)
 	return be16((__u16)(key << (conf->seg_bits & 15)));
 }
 
+/*
+ * Is the Identification 0 with this key? So it is in what a device has wiped it out of, and in what
+ * a host's own stack answers, DSCP copied. Nobody is given such a key.
+ */
+static __always_inline int key_blank(const struct conf *conf, __u32 key)
+{
+	return !key_wire_id(conf, key);
+}
+
 /* base: conf.mark or conf.bounce. */
 static __always_inline __u8 key_wire_dscp(const struct conf *conf, __u8 base, __u32 key)
 {

@@ -140,6 +140,12 @@ static __always_inline __be16 key_wire_id(const struct conf *conf, __u32 key)
 	return 0;
 }
 
+/* No flow label. */
+static __always_inline int key_blank(const struct conf *conf, __u32 key)
+{
+	return !key;
+}
+
 static __always_inline __u8 key_wire_dscp(const struct conf *conf, __u8 base, __u32 key)
 {
 	return base;

@@ -214,13 +214,11 @@ static __always_inline int key_new(struct conf *conf, __u32 idx, struct pair *p,
 #pragma clang loop unroll(disable)
 	for (int try = 0; try < 6; try++) {
 		__u32 cursor = p->cursor, hand = pool->block_hand, n;
-		__u32 key = key_make(key_index(cursor) + 1);
+		__u32 key = key_next(conf, cursor);
 		struct block *b;
 		struct slot *s;
 		int ok = 0;
 
-		if (!key_ok(conf, key))
-			key = key_make(1);
 		n = key_index(key) / BLOCK_KEYS;
 		opaque(n);
 		n %= PAIR_BLOCKS;

@@ -46,7 +46,17 @@ static __always_inline int key_ok(const struct conf *conf, __u32 key)
 	__u32 index = key_index(key);
 
 	return index && index < (1U << key_bits(conf)) && index < BLOCK_KEYS * PAIR_BLOCKS &&
-	       key == key_make(index);
+	       key == key_make(index) && !key_blank(conf, key);
+}
+
+/* The key after this one; after the last, the first. */
+static __always_inline __u32 key_next(const struct conf *conf, __u32 key)
+{
+	__u32 index = key_index(key) + 1;
+
+	if (key_blank(conf, key_make(index)))
+		index++;
+	return key_ok(conf, key_make(index)) ? key_make(index) : key_make(1);
 }
 
 #endif

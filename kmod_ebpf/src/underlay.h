@@ -344,8 +344,8 @@ static __always_inline int underlay_ingress(struct __sk_buff *skb)
 		return ACT_UNSPEC;
 	if (!wire_len(skb, &ip))
 		return ACT_UNSPEC;
-	/* A peer sends no key 0: the path has wiped it out, and the peer shall know (stray). */
-	if (!wire_key(conf, conf->mark, &ip) && !pair_find(ip.dst, ip.src))
+	/* A peer sends no such key: the path has wiped it out, and the peer shall know (stray). */
+	if (key_blank(conf, wire_key(conf, conf->mark, &ip)) && !pair_find(ip.dst, ip.src))
 		return ACT_UNSPEC;
 	return bounce(skb, conf, &ip);
 }

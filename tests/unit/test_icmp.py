@@ -352,6 +352,18 @@ def test_a_reset_of_the_peer_itself_ends_the_grants(net: Bench, a: Node, b: Node
     assert a.counters(HOST) == {"peer_gone": 2, "path_off": 1}
 
 
+@pytest.mark.parametrize("dscp", [wire.MARK, wire.MARK + 8])
+def test_a_reset_is_known_with_further_key_bits_too(a: Node, b: Node, dscp: int) -> None:
+    for node in (a, b):
+        node.conf(xbits=1)
+    negotiate(a, b, tcp())
+    packet = reset(a, b, tos=dscp << 2)
+    out = a.ingress(packet)
+    assert (out.action, out.packet) == (UNSPEC, packet)
+    assert a.counters(HOST) == {"peer_gone": 1}
+    assert a.encode(tcp()).action == UNSPEC
+
+
 @pytest.mark.parametrize("ip", [{"tos": 0}, {"src": "192.0.2.77"}, {"flags": ""}], ids=str)
 def test_resets_of_others_do_not(a: Node, b: Node, ip: dict[str, Any]) -> None:
     negotiate(a, b, tcp())

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import ipaddress
 import struct
 from collections.abc import Iterator
@@ -90,12 +91,42 @@ def test_how_many_keys_there_are(b: Node, seg_bits: int, xbits: int, keys: int) 
     if keys > 1000:  # the first thousands are no different
         pair.cursor = keys - 100
         b.put("pairs", index, pair)
-    last = give_all(b, keys - max(pair.cursor, 1), first=1)
-    assert last[-1] == keys
+    blank = 1 << (16 - seg_bits)
+    expected = [key for key in range(max(pair.cursor, 1) + 1, keys + 1) if key % blank]
+    assert give_all(b, len(expected), first=1) == expected
     if keys < 1000:
         assert exhausted(b, 5000)
     else:
         assert give(b, 5000) == 2  # it goes round, and 1 is taken
+
+
+@pytest.mark.parametrize(
+    ("seg_bits", "xbits", "key", "after"),
+    [(6, 1, 1024, 1025), (6, 3, 7168, 7169), (8, 1, 256, 257), (8, 3, 1792, 1793)],
+)
+def test_no_key_leaves_the_identification_at_0(
+    net: Bench, seg_bits: int, xbits: int, key: int, after: int
+) -> None:
+    """Hosts' own answers look like that; so such a key is passed over, and no offer of it is taken."""
+    a, b = net.a, net.b
+    for node in (a, b):
+        node.conf(seg_bits=seg_bits, xbits=xbits)
+    assert wire.wire_id(key, seg_bits) == 0
+    give(b, 0)  # makes the pair
+    index, pair = b.pair(PEER)
+    pair.cursor = key - 1
+    b.put("pairs", index, pair)
+    made = b.offer(b.arriving(a.fallback(inner(1), b.local)))
+    assert made is not None
+    control = wire.Control.unpack(made[42:])
+    assert (control.key, wire.wire_id(after, seg_bits)) == (after, int.from_bytes(made[18:20], "big"))
+    # The same OFFER, but of that key, as another version might make it.
+    other = dataclasses.replace(control, key=key).pack()
+    wrong = made[:42] + other + made[42 + len(other) :]
+    wrong = rewritten(a.arriving(wrong), id=0, tos=wire.wire_dscp(key, wire.MARK, seg_bits) << 2)
+    assert a.ingress(wrong).action == SHOT
+    assert a.counters()["ctl_params"] == 1
+    assert a.ingress(a.arriving(made)).action == REDIRECT
 
 
 def test_flows_of_different_peers_have_keys_of_their_own(b: Node) -> None:
@@ -353,12 +384,13 @@ def test_a_pair_in_use_is_passed_over(net: Bench) -> None:
 @pytest.mark.parametrize(
     ("seg_bits", "xbits", "key"),
     [
-        (6, 1, 1024),
+        (6, 1, 1023),
+        (6, 1, 1025),
         (6, 1, 2047),
         (6, 2, 4095),
         (6, 3, 8191),
         (8, 3, 2047),
-        (8, 3, 256),
+        (8, 3, 257),
         (4, 1, 8191),
         (4, 0, 4095),
     ],
