@@ -404,7 +404,7 @@ int xmasq_flush(struct __sk_buff *skb)
 	b = block_at(r.block);
 	if (!b)
 		return 0;
-	s = slot_in(b, r.slot);
+	s = &b->slots[r.slot % BLOCK_KEYS];
 	xm_spin_lock(&p->lock);
 	if (s->seal == r.seal && s->valid) {
 		s->valid = 0;

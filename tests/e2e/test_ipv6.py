@@ -20,6 +20,7 @@ from tests.lab import (
     xmasq_json,
 )
 from xmasq_link import flows as list_flows
+from xmasq_link import flush
 from xmasq_link._datapath import Datapath
 
 from .observe import (
@@ -355,6 +356,26 @@ def test_an_underlay_with_big_tcp_is_refused(lab):
     assert programs(host, "eth0") == {}
     host.ip("link set eth0 gro_max_size 65536")
     xmasq(host, "link", "add", "xm0", "id", "1", "local", host.address)
+
+
+def test_flush_ends_keys(lab):
+    overlay = ready(lab, routed_overlay)
+    a, b = overlay.containers
+    here, there = overlay.hosts
+    assert flow(a, b) is not None
+    assert {one["state"] for one in xmasq_json(there, "key", "show")} == {"granted"}
+    xmasq(there, "flush")
+    assert "granted" not in {one["state"] for one in xmasq_json(there, "key", "show")}
+
+    def bounced() -> bool:
+        """The packet after a flush bounces, unless it is one that renews the key."""
+        there.inside(flush)
+        stream.wait_for(len(stream.numbers) + 20)
+        return stats(here)["bounced"] > 0
+
+    with Stream(a, b, rate=200) as stream:
+        until(bounced, "a packet is bounced")
+    assert (stream.lost, stream.duplicates) == (0, 0)
 
 
 def test_flush_takes_addresses_of_either_family(lab):
