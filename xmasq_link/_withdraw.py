@@ -56,7 +56,9 @@ def withdraw(conf: m.Conf, slots: Iterable[Any]) -> None:
             contextlib.suppress(OSError),
             socket.socket(family, socket.SOCK_RAW, socket.IPPROTO_RAW) as s,
         ):
-            s.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, struct.pack("=I", conf.magic | _KIND_CONTROL))
+            # Not the mark: the host's routing may depend on it.
+            says = struct.pack("=I", conf.magic | _KIND_CONTROL)
+            s.setsockopt(socket.SOL_SOCKET, socket.SO_PRIORITY, says)
             for slot in its_slots:
                 with contextlib.suppress(OSError):
                     s.sendto(_packet(conf, slot), (socket.inet_ntop(family, bytes(slot.peer)), 0))

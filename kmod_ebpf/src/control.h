@@ -450,7 +450,7 @@ static __always_inline int control(struct __sk_buff *skb, struct conf *conf, str
 	if (xm_skb_store_bytes(skb, ETH_HLEN, fr, sizeof(*fr), 0))
 		return ACT_SHOT;
 	mark_set(skb, conf, KIND_CONTROL);
-	return xm_redirect_neigh(oif, 0, 0, 0);
+	return redirect_routed(skb, oif);
 }
 
 #endif

@@ -70,7 +70,7 @@ static __always_inline int bounce(struct __sk_buff *skb, struct conf *conf,
 	event(skb, EV_KEY_UNKNOWN, 0, 0, &wire->dst, &wire->src, wire_key(conf, conf->mark, wire),
 	      0);
 	mark_set(skb, conf, KIND_CONTROL);
-	return xm_redirect_neigh(skb->ifindex, 0, 0, 0);
+	return redirect_routed(skb, skb->ifindex);
 }
 
 /* Has a packet come out of the link of a flow, as if the vxlan driver had received it from peer. */

@@ -65,7 +65,7 @@ static __always_inline int forward(struct __sk_buff *skb, const struct entry *e)
 			h->state = HOP_ASK;
 		}
 	}
-	return xm_redirect_neigh(e->oif, 0, 0, 0);
+	return redirect_routed(skb, e->oif);
 }
 
 #endif

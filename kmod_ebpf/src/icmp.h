@@ -128,8 +128,7 @@ static __always_inline int icmp_ingress(struct __sk_buff *skb, struct conf *conf
 	/* Only encode makes such packets; the tunnel's own have its port. */
 	if (!ip_plain(&err->ip) || !ip_whole(&err->ip) || !addr_equal(k.local, wire->dst) ||
 	    !dscp_is(conf, conf->mark, ip_tos(&err->ip) >> 2) || !key_index(k.key) ||
-	    key_blank(conf, k.key) ||
-	    (err->ip.proto == IPPROTO_UDP && err->l4[1] == port))
+	    key_blank(conf, k.key) || (err->ip.proto == IPPROTO_UDP && err->l4[1] == port))
 		return ACT_UNSPEC;
 
 	now = xm_boot_ns();

@@ -59,12 +59,13 @@ enum kind {
 	KIND_WAY, /* clone of a frame that leaves, to see whether a device has our hook (route.h) */
 };
 
-/* skb->cb while such a mark is set. */
+/* skb->cb while such a mark is set. The key, nonce and link are an OFFER's only. */
 #define CB_MARK 0 /* the mark that the packet had before */
 #define CB_KEY 1
 #define CB_NONCE 2
 #define CB_LINK 3
 #define CB_TC_INDEX 4
+#define CB_PRIORITY CB_KEY /* while the mark waits in skb->priority */
 #define CB_RESTORED CB_KEY /* without a mark, at the link's egress: conf.magic */
 
 static __always_inline void count(__u32 link, enum counter which)
@@ -108,6 +109,33 @@ static __always_inline void mark_clear(struct __sk_buff *skb)
 {
 	skb->mark = skb->cb[CB_MARK];
 	skb->tc_index = skb->cb[CB_TC_INDEX];
+}
+
+/*
+ * Sends a marked packet out by a device, by the route and to the neighbour that the kernel finds.
+ * It asks for the route with skb->mark, and a rule of the host's own (ip rule, fwmark) may match
+ * ours by chance. So that waits in skb->priority, which no route depends on, and which goes to 0
+ * where a packet leaves a namespace, too.
+ */
+static __always_inline int redirect_routed(struct __sk_buff *skb, __u32 oif)
+{
+	skb->cb[CB_PRIORITY] = skb->priority;
+	barrier();
+	skb->priority = skb->mark;
+	barrier();
+	skb->mark = 0;
+	return xm_redirect_neigh(oif, 0, 0, 0);
+}
+
+/* There, the egress hook puts both back in their places. */
+static __always_inline void mark_back(struct __sk_buff *skb, const struct conf *conf)
+{
+	if (skb->tc_index != conf->stamp || (skb->priority & ~0xfU) != conf->magic)
+		return;
+	skb->mark = skb->priority;
+	barrier();
+	skb->priority = skb->cb[CB_PRIORITY];
+	barrier();
 }
 
 /* Index of the link with this VNI at a local VTEP address, or 0. */

@@ -255,7 +255,7 @@ static __always_inline int make_offer(struct __sk_buff *skb, struct conf *conf)
 	if (xm_skb_store_bytes(skb, ETH_HLEN, &fr, sizeof(fr), 0))
 		return ACT_SHOT;
 	skb->mark = conf->magic | KIND_CONTROL;
-	return xm_redirect_neigh(skb->ifindex, 0, 0, 0);
+	return redirect_routed(skb, skb->ifindex);
 }
 
 /* Is this UDP packet for a port? One that lacks its header is for none. */
@@ -432,6 +432,7 @@ static __always_inline int underlay_egress(struct __sk_buff *skb)
 
 	if (!conf)
 		return ACT_UNSPEC;
+	mark_back(skb, conf);
 	if (marked(skb, conf)) {
 		__u32 kind = skb->mark & 0xf;
 
@@ -478,8 +479,12 @@ static __always_inline int underlay_egress(struct __sk_buff *skb)
 	if (likely(!dscp_is(conf, conf->mark, dscp) && !dscp_is(conf, conf->bounce, dscp)))
 		return ACT_UNSPEC;
 	/* From our own raw socket: a key that is taken back (xmasq_link/_withdraw.py). */
-	if (skb->mark == (conf->magic | KIND_CONTROL) && empty && dscp_is(conf, conf->bounce, dscp))
+	if (skb->priority == (conf->magic | KIND_CONTROL) && empty &&
+	    dscp_is(conf, conf->bounce, dscp)) {
+		skb->priority = 0;
+		barrier();
 		return ACT_UNSPEC;
+	}
 	/* Between two of our underlays, as a router: that is other hosts' business. */
 	if (skb->ingress_ifindex && underlay_get(skb->ingress_ifindex) && !vtep_get(src))
 		return ACT_UNSPEC;

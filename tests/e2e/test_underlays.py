@@ -6,12 +6,13 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable
+from typing import Literal
 
 import pytest
 
 from tests.e2e.observe import Stream, flow, meet, negotiate, programs, seen, stats, until
 from tests.lab import Capture, Host, Lab, LabError, Overlay, routed_overlay, tcp_transfer, xmasq
-from xmasq_link import flows, links
+from xmasq_link import flows, flush, links
 
 pytestmark = pytest.mark.e2e
 
@@ -51,6 +52,8 @@ def macvlan(host: Host) -> None:
     # Or eth0 answers ARP for ul0's address, too, and packets arrive at whichever answers first.
     host.sysctl({"ipv4/conf/eth0/arp_ignore": 1})
     host.ip("link add link eth0 name ul0 type macvlan mode bridge")
+    # Or eth0 answers ARP for it, too, and what comes by eth0 does not come by ul0.
+    host.sysctl({"ipv4/conf/all/arp_ignore": 1})
 
 
 def bond(host: Host) -> None:
@@ -307,6 +310,34 @@ def test_policy_routing_by_mark(lab: Lab, same: bool) -> None:
     assert [packet for packet in seen(wrong) if packet.data[16:20] == socket.inet_aton(h2.address)] == []
     assert (flow(a, b) is not None) == same
     assert used
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_rules_for_marks_do_not_match_ours(lab: Lab, family: Literal[4, 6]) -> None:
+    """Between our programs packets bear a random mark. Here any mark whatever is a reason not to route."""
+    hosts = lab.hosts(2, family=family)
+    overlay = routed_overlay(hosts)
+    meet(overlay)
+    h1, h2 = hosts
+    a, b = overlay.containers
+    for host in hosts:
+        host.run(f"ip -{family} rule add pref 7 not fwmark 0/0xffffffff prohibit")
+    refused = h1.run(f"ip -{family} route get {h2.address} mark 1", check=False)
+    assert refused.returncode != 0
+    negotiate(a, b)
+    with Stream(a, b, rate=1000) as stream:
+        until(lambda: stats(h1)["encoded"] > 500, "it is encoded")
+
+        def bounced() -> bool:
+            h2.inside(flush)
+            stream.wait_for(len(stream.numbers) + 100)
+            return stats(h1)["bounced"] > 0
+
+        until(bounced, "a packet is bounced")
+        until(lambda: flow(a, b), "it is encoded again")
+    assert (stream.lost, stream.duplicates) == (0, 0)
+    xmasq(h2, "link", "del", "xm0")
+    until(lambda: flow(a, b) is None, "the key is taken back")
 
 
 def test_a_peer_that_gets_our_packets_by_a_device_without_hooks(lab: Lab) -> None:

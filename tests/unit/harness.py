@@ -158,11 +158,20 @@ class Result:
     packet: bytes
     mark: int
     cb: tuple[int, ...]
+    priority: int = 0
 
     @property
     def kind(self) -> int:
-        """The kind that the mark says, 0 if it is not one of ours."""
-        return self.mark & 0xF if self.mark & ~0xF == MAGIC else 0
+        """The kind that the mark says, or the priority where that waits; 0 if it is none of ours."""
+        for value in (self.mark, self.priority):
+            if value & ~0xF == MAGIC:
+                return value & 0xF
+        return 0
+
+    @property
+    def left(self) -> dict[str, Any]:
+        """What the next program finds in the context."""
+        return {"mark": self.mark, "cb": self.cb, "priority": self.priority}
 
 
 def context(**fields: Any) -> bytes:
@@ -186,7 +195,11 @@ def context(**fields: Any) -> bytes:
 
 def _result(out: bpf.Run) -> Result:
     return Result(
-        out.retval, out.data, int.from_bytes(out.ctx[8:12], "little"), struct.unpack_from("<5I", out.ctx, 48)
+        out.retval,
+        out.data,
+        int.from_bytes(out.ctx[8:12], "little"),
+        struct.unpack_from("<5I", out.ctx, 48),
+        int.from_bytes(out.ctx[32:36], "little"),
     )
 
 

@@ -266,6 +266,7 @@ def test_the_mark_alone_does_not_help(a: Node) -> None:
     """A socket can set it; not so skb->tc_index, which bears our stamp besides."""
     a.conf(stamp=7)
     for kind in (ENCODED, CONTROL, DECODED):
+        assert a.egress(plain(wire.MARK), priority=MAGIC | kind).packet == plain(0)
         assert a.egress(plain(wire.MARK), mark=MAGIC | kind).packet == plain(0)
         assert a.egress(plain(wire.BOUNCE), mark=MAGIC | kind).packet == plain(0)
 
@@ -283,8 +284,9 @@ def test_but_a_key_may_be_taken_back(a: Node, dscp: int, data: bytes, kind: int,
     """User space has a socket only; what it sends has no payload."""
     a.conf(stamp=7)
     packet = frame(data, proto=59, tos=dscp << 2)
-    out = a.egress(packet, mark=MAGIC | kind)
+    out = a.egress(packet, priority=MAGIC | kind)
     assert (out.packet == packet) == kept
+    assert out.priority == (0 if kept else MAGIC | kind)
 
 
 @pytest.mark.parametrize(
