@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -52,6 +53,10 @@ def fetch(series: Series) -> Kernel:
 
     Without a network the last one that was fetched is good enough. Raises :class:`NoKernelError`.
     """
+    if platform.machine() != "x86_64":
+        raise NoKernelError(
+            f"kernel {series.name}: guests run this machine's programs, so it must be an x86_64 one"
+        )
     with _locked(series) as home:
         try:
             apt = _Apt(series, home)

@@ -102,6 +102,7 @@ def run(
         for big in ("initramfs", "warm.tar", "repository.tar"):
             with contextlib.suppress(FileNotFoundError):
                 (directory / big).unlink()
+    seconds = time.monotonic() - begin
     return status, job.outcome(
-        f"{first.release},{second.release}", where / "junit.xml", status, time.monotonic() - begin
+        f"{first.release},{second.release}", where / "junit.xml", status, seconds, tag=nic
     )

@@ -38,8 +38,15 @@ class End:
 
     def __init__(self, number: int, other: socket.socket | None) -> None:
         self.number = number
+        self._other = other
         self._lines = other.makefile("rw") if other else None
         self.address = INNER.format(number)
+
+    def close(self) -> None:
+        """Ends the connection to the second guest, if this end has it."""
+        if self._lines is not None and self._other is not None:
+            self._lines.close()
+            self._other.close()
 
     def run(self, command: str | list[str], *, timeout: float = 60, check: bool = True) -> str:
         """What a command prints there. Raises :class:`LabError` when it fails."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import platform
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -87,13 +88,14 @@ s.send(b"end")
 
 
 @pytest.fixture(scope="module")
-def ends() -> tuple[End, End]:
+def ends() -> Iterator[tuple[End, End]]:
     """Both ends, which have met."""
     here, there = connect()
     print(f"here {platform.release()}, there {there.run('uname -r').strip()}")
     for _ in range(3):  # each way is negotiated with the first packets; ARP goes first
         here.inside(["ping", "-c", "3", "-i", "0.2", "-W", "5", there.address])
-    return here, there
+    yield here, there
+    there.close()
 
 
 def transfer(source: End, target: End, blocks: int) -> None:
