@@ -19,8 +19,8 @@ LD_IMM64, PSEUDO_MAP_FD = 0x18, 1
 
 
 def main() -> int:
-    """Arguments: the main text, the family of the underlay (4 or 6), then the programs' names."""
-    text, family, programs = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
+    """Arguments: the main text, family (4 or 6), a held clock's time, then the programs."""
+    text, family, clock, programs = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4:]
     source = text.parent
     os.environ["BCC_KERNEL_SOURCE"] = str(source)
     try:
@@ -30,6 +30,8 @@ def main() -> int:
         return 3
     lib.bpf_table_name.restype = ctypes.c_char_p  # BCC 0.26 leaves it an int
     cflags = [f"-I{source}", f"-DXM_FAMILY={family}", "-Wno-unused-function", "-Wno-undefined-internal"]
+    if clock:
+        cflags.append(f"-DXM_CLOCK={clock}ULL")
     bpf = BPF(text=text.read_text(), cflags=cflags)
     maps, names = [], {}
     for i in range(lib.bpf_num_tables(bpf.module)):

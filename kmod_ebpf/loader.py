@@ -121,14 +121,17 @@ def program_of(kernel: str) -> tuple[str, int] | None:
     return _PROGRAM_OF.get(kernel)
 
 
-def _run_compiler(unit: Unit, family: int) -> str:
+def _run_compiler(unit: Unit, family: int, clock: int) -> str:
     env = dict(os.environ)
     package = str(Path(__file__).parent.parent)
     names = [kernel_name(name, family) for name in unit[1] if family == 4 or name not in METADATA]
     env["PYTHONPATH"] = os.pathsep.join(filter(None, [package, env.get("PYTHONPATH")]))
     try:
         done = subprocess.run(
-            [sys.executable, "-P", "-m", "kmod_ebpf._compile", str(SOURCE / unit[0]), str(family), *names],
+            [
+                *(sys.executable, "-P", "-m", "kmod_ebpf._compile"),
+                *(str(SOURCE / unit[0]), str(family), str(clock), *names),
+            ],
             capture_output=True,
             text=True,
             timeout=_COMPILE_SECONDS,
@@ -145,13 +148,16 @@ def _run_compiler(unit: Unit, family: int) -> str:
     return done.stdout
 
 
-def compile_object(cache: Path | None = CACHE, unit: Unit = DATAPATH, family: int = 4) -> Object:
+def compile_object(
+    cache: Path | None = CACHE, unit: Unit = DATAPATH, family: int = 4, clock: int = 0
+) -> Object:
     """What is compiled of a unit, from the cache if the sources have not changed.
 
-    cache: a directory that only root can write, or None. family: of the underlay, 4 or 6. Raises
-    CompileError.
+    cache: a directory that only root can write, or None. family: of the underlay, 4 or 6. clock: for tests,
+    the time in ns at which the programs' clock stands still; 0: it is the kernel's. Raises CompileError.
     """
-    file = cache / f"{_digest()}-{Path(unit[0]).stem}-{family}.json" if cache else None
+    held = f"-{clock}" if clock else ""
+    file = cache / f"{_digest()}-{Path(unit[0]).stem}-{family}{held}.json" if cache else None
     text = None
     if file:
         with contextlib.suppress(OSError):
@@ -159,7 +165,7 @@ def compile_object(cache: Path | None = CACHE, unit: Unit = DATAPATH, family: in
             if stat.st_uid == 0 and not stat.st_mode & 0o022:
                 text = file.read_text()
     if text is None:
-        text = _run_compiler(unit, family)
+        text = _run_compiler(unit, family, clock)
         if file and cache:
             with contextlib.suppress(OSError):  # a read-only system only compiles more often
                 cache.mkdir(mode=0o755, parents=True, exist_ok=True)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kmod_ebpf import loader
+from tests.unit.harness import CLOCK
 
 from .fetch import Kernel
 from .machine import Limits, Machine
@@ -59,7 +60,8 @@ def compile_all() -> Path:
     """
     for unit in (loader.DATAPATH, loader.CAPTURE, loader.COUNT):
         loader.compile_object(RESULTS / "datapath", unit)
-    loader.compile_object(RESULTS / "datapath", family=6)
+    for family, clock in ((6, 0), (4, CLOCK), (6, CLOCK)):
+        loader.compile_object(RESULTS / "datapath", family=family, clock=clock)
     return RESULTS / "datapath"
 
 

@@ -18,7 +18,6 @@ import ipaddress
 import os
 import socket
 import struct
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,9 +54,14 @@ _CLONE_NEWNET = 0x40000000
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
+#: Where the programs' clock stands, in ns: a week and more after boot. So nothing depends on how slow the
+#: machine is, and time passes by pass_time() only.
+CLOCK = 1_000_000 * SEC
+
+
 def now() -> int:
-    """The datapath's clock, in ns."""
-    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    """The programs' clock, in ns."""
+    return CLOCK
 
 
 def shown(underlay: int) -> Any:
@@ -214,8 +218,6 @@ class Node:
         self.link, self.link_mac = link
         self.underlay, self.underlay_mac = underlay
         self._zeros: dict[str, bytes] = {}
-        self._held: int | None = None
-        self._holding = 0
 
     def __repr__(self) -> str:
         return f"Node({self.local})"
@@ -224,7 +226,6 @@ class Node:
 
     def run(self, program: str, packet: bytes, **ctx: Any) -> Result:
         """Runs a program once. ctx: fields of struct __sk_buff."""
-        self._hold_clock()
         try:
             out = bpf.prog_test_run(self.dp.programs[program], bytes(packet), context(**ctx))
         except OSError as e:
@@ -236,7 +237,6 @@ class Node:
 
     def encode_at_once(self, packets: list[bytes]) -> list[Result]:
         """As :meth:`encode`, with as little time as can be from one packet to the next."""
-        self._hold_clock()
         fd, ctx = self.dp.programs["xmasq_encode"], context(ifindex=self.link)
         runs = [bpf.prepare_test_run(fd, packet, ctx) for packet in packets]
         done = [run() for run in runs]
@@ -384,39 +384,8 @@ class Node:
 
     # Time
 
-    @contextlib.contextmanager
-    def clock_held(self) -> Iterator[None]:
-        """Within, time does not pass by itself, but for up to a second or two.
-
-        For tests that run a program a thousand times, which takes longer than a lease on a slow
-        machine.
-        """
-        self._held, self._holding = now(), 0
-        try:
-            yield
-        finally:
-            self._held = None
-
-    def _hold_clock(self) -> None:
-        if self._held is None or (late := now() - self._held) <= 700 * MS:
-            return
-        # Putting the clock back takes its time, too, on a slow machine more than that.
-        late += self._holding
-        self._held += late
-        begin = now()
-        self.pass_time(-late)
-        self._holding = now() - begin
-
     def pass_time(self, ns: int) -> None:
-        """As if so much time had passed: all times in the maps become older.
-
-        A time before boot becomes 1, since 0 often stands for "never"; so this cannot go back
-        further than the machine runs.
-        """
-        if ns >= now():
-            if ns > 300 * SEC:
-                pytest.skip("the machine has not been up for long enough")
-            time.sleep((ns - now()) / SEC + 1)
+        """As if so much time had passed: all times in the maps become older."""
         for name, times in _TIMES.items():
             for key, value in self._used(name):
                 for t in times:
@@ -644,11 +613,8 @@ _SEALS: dict[str, Callable[[Any, Any], int]] = {
 
 def _earlier(value: Any, name: str, ns: int) -> None:
     at = getattr(value, name)
-    if at:
-        at, before = at - ns, at <= now()
-        if ns < 0 and before:  # what was stays in the past when the clock is put back
-            at = min(at, now())
-        setattr(value, name, max(1, at))
+    if at:  # 0 often stands for "never"
+        setattr(value, name, max(1, at - ns))
 
 
 # --- the namespace ------------------------------------------------------------------------------
@@ -713,7 +679,7 @@ def _devices() -> dict[str, tuple[int, str]]:
 @contextlib.contextmanager
 def bench(cache: Path | None) -> Iterator[Bench]:
     """Makes a bench. cache: where the compiled datapath is kept."""
-    obj = loader.compile_object(cache)
+    obj = loader.compile_object(cache, clock=CLOCK)
     sizes = {str(spec["name"]): 8192 for spec in obj.maps if spec["type"] == 9}
     with contextlib.ExitStack() as stack:
         back = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)

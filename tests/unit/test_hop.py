@@ -30,8 +30,7 @@ def a(net: Bench) -> Iterator[Node]:
     switch.write_text("1")
     negotiate(net.a, net.b, tcp())
     present = lladdr()
-    with net.a.clock_held():
-        yield net.a
+    yield net.a
     set_neighbour(lladdr=present, state="permanent")
     switch.write_text(before)
 

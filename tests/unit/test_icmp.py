@@ -431,6 +431,7 @@ def test_what_arrived_forgives(net: Bench, a: Node, b: Node) -> None:
     a.ingress(about(a, b, tcp(), **PROHIBITED[0]))
     f, _ = a.only_flow()
     a.change("flows", f, off_until=1)
+    net.pass_time(2 * MS)  # the next OFFER is not made before
     proven(net, a, b, tcp())
     assert a.only_flow()[1].off_ms == 0
 
@@ -453,6 +454,7 @@ def test_df_was_clear_so_the_fallback_fragments(net: Bench, a: Node, b: Node) ->
     out = a.ingress(about(a, b, inner, **icmp))
     assert out.packet == expected(exact(inner), **icmp)
     assert a.encode(inner).action == UNSPEC
+    net.pass_time(2 * MS)  # the next OFFER is not made before
     assert offered(a, b, inner) == SHOT
 
 

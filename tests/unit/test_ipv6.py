@@ -18,6 +18,7 @@ from scapy.packet import Packet, Raw
 from kmod_ebpf import bpf, loader
 from kmod_ebpf import maps as m
 from tests.unit.harness import (
+    CLOCK,
     GATEWAY_MAC,
     MAGIC,
     REDIRECT,
@@ -136,7 +137,8 @@ def host(unentered_bench: Bench, request: pytest.FixtureRequest) -> Iterator[Hos
     from pathlib import Path
 
     cache = getattr(request.config, "cache", None)
-    obj = loader.compile_object(Path(cache.mkdir("xmasq-datapath")) if cache else None, family=6)
+    where = Path(cache.mkdir("xmasq-datapath")) if cache else None
+    obj = loader.compile_object(where, family=6, clock=CLOCK)
     with unentered_bench.entered() as bench:
         dp = loader.load(obj, {str(spec["name"]): 1024 for spec in obj.maps if spec["type"] == 9})
         yield Host(dp, bench.a)

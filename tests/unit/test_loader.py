@@ -59,7 +59,7 @@ def test_a_map_that_the_kernel_refuses():
 def test_the_cache_is_used_only_if_nobody_else_can_write_it(tmp_path, monkeypatch):
     runs = []
 
-    def compiler(_unit: loader.Unit, _family: int) -> str:
+    def compiler(_unit: loader.Unit, _family: int, _clock: int) -> str:
         runs.append(1)
         return '{"maps": [], "programs": []}'
 
@@ -74,7 +74,7 @@ def test_the_cache_is_used_only_if_nobody_else_can_write_it(tmp_path, monkeypatc
 
 
 def test_a_damaged_cache_is_thrown_away(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(loader, "_run_compiler", lambda unit, family: '{"maps": []')
+    monkeypatch.setattr(loader, "_run_compiler", lambda unit, family, clock: '{"maps": []')
     with pytest.raises(loader.CompileError, match="damaged"):
         loader.compile_object(tmp_path)
     assert not list(tmp_path.iterdir())
