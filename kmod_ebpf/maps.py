@@ -496,6 +496,7 @@ COUNTERS = (
     "exhausted",
     "not_owner",
     "untold",
+    "no_room",
     "held",
     "ctl_bad",
     "ctl_version",

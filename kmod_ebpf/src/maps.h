@@ -339,6 +339,7 @@ enum counter {
 	C_EXHAUSTED,
 	C_NOT_OWNER,
 	C_UNTOLD,
+	C_NO_ROOM,
 	C_HELD,
 	C_CTL_BAD,
 	C_CTL_VERSION,

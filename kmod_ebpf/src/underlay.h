@@ -122,6 +122,7 @@ static __always_inline int announced(struct __sk_buff *skb, struct conf *conf,
 	struct link *link;
 	struct scratch *scratch = scratch_get();
 	struct flow *f;
+	int sent;
 
 	if (!scratch)
 		return ACT_UNSPEC;
@@ -198,10 +199,9 @@ static __always_inline int announced(struct __sk_buff *skb, struct conf *conf,
 	barrier();
 	skb->cb[CB_LINK] = idx;
 	barrier();
-	if (!xm_clone_redirect(skb, skb->ifindex, 0))
-		count(idx, C_OFFER_TX);
-	else
-		count(idx, C_ERROR);
+	sent = xm_clone_redirect(skb, skb->ifindex, 0);
+	/* More than 0: the clone was dropped on its way, by make_offer or by a queue. */
+	count(idx, !sent ? C_OFFER_TX : sent > 0 ? C_NO_ROOM : C_ERROR);
 	mark_clear(skb);
 	return ACT_UNSPEC;
 }

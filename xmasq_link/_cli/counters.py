@@ -21,6 +21,7 @@ _GROUPS: dict[str, tuple[str, ...]] = {
         "confirm_rx",
         "not_owner",
         "untold",
+        "no_room",
         "held",
         "exhausted",
         "moved",
