@@ -199,6 +199,15 @@ def _next(world: World, container: Container) -> Host:
     return world.hosts[(world.hosts.index(container.host) + 1) % len(world.hosts)]
 
 
+def until(true: Callable[[World], bool], what: str, timeout: float = 60) -> Fault:
+    """No fault, but waits until something is true, however slow the machine is."""
+
+    def work(world: World) -> None:
+        assert world.wait(lambda: true(world), timeout) is not None, f"after {timeout:g} s not so: {what}"
+
+    return work
+
+
 def in_turn(*faults: Fault) -> Fault:
     """One fault after the other."""
 
