@@ -81,6 +81,7 @@ def link_of(where: int, links: Mapping[int, Any]) -> tuple[Any | None, int]:
 
 VAR_NODF = 0x01
 BLOCK_KEYS, PAIR_BLOCKS, PAIR_BLOCKS6 = 64, 128, 256
+HOPS = 256
 
 
 class Conf(Struct):
@@ -116,11 +117,12 @@ class Link(Struct):
         ("guard_ms", u32),
         ("tx_gen", u32),
         ("rx_gen", u32),
+        ("there_at", u64),
         ("underlays", Underlays),
         ("secret", Secret),
-        ("there_at", u64),
         ("hooked", Hooked),
         ("away_at", u64),
+        ("pad", u64 * 3),
     ]
 
 
@@ -152,14 +154,14 @@ class Flow(Struct):
     """A flow as the sender sees it at the link."""
 
     _fields_ = [
-        ("ifindex", u32),
-        ("sip", Be32),
-        ("dip", Be32),
         ("smac", Mac),
-        ("dmac", Mac),
         ("dscp", u8),
         ("variant", u8),
+        ("dmac", Mac),
         ("zero", u16),
+        ("sip", Be32),
+        ("dip", Be32),
+        ("ifindex", u32),
         ("peer", Be32),
     ]
 
@@ -168,33 +170,30 @@ class Entry(Struct):
     """Sender: how a flow is encoded."""
 
     _fields_ = [
+        ("seal", u64),
         ("lease_end", u64),
-        ("renew_at", u64),
-        ("local", Be32),
-        ("peer", Be32),
         ("oif", u32),
         ("pair_gen", u32),
         ("pair", u16),
         ("link", u16),
-        ("wire_id", Be16),
-        ("wire_tos", u8),
-        ("route", u8),
-        ("l4_diff", u32),
-        ("port", Be16),
+        ("wire", u32),
+        ("renew_ms", u32),
         ("mtu", u16),
+        ("sent", u16),
+        ("gen", u32),
+        ("way", u32),
+        ("local", Be32),
+        ("peer", Be32),
         ("nexthop", Be32),
         ("key", u32),
-        ("seal", u64),
-        ("asked", u64),
-        ("vouched", u64),
-        ("sent_at", u64),
-        ("gen", u32),
-        ("sent", u32),
-        ("off_until", u64),
         ("off_ms", u32),
-        ("proven", u32),
-        ("way", u32),
-        ("way_tick", u32),
+        ("proven", u8),
+        ("route", u8),
+        ("zero", u16),
+        ("asked", u64),
+        ("sent_at", u64),
+        ("off_until", u64),
+        ("pad", u64 * 2),
     ]
 
 
@@ -244,25 +243,26 @@ class Slot(Struct):
     """Receiver: one key."""
 
     _fields_ = [
+        ("seal", u64),
         ("valid", u64),
         ("local", Be32),
         ("peer", Be32),
-        ("key", u32),
-        ("ifindex", u32),
         ("sip", Be32),
         ("dip", Be32),
         ("smac", Mac),
-        ("dmac", Mac),
         ("dscp", u8),
         ("variant", u8),
+        ("dmac", Mac),
         ("link", u16),
+        ("key", u32),
+        ("ifindex", u32),
         ("rx_gen", u32),
-        ("l4_diff", u32),
-        ("seal", u64),
+        ("used", u32),
         ("until", u64),
         ("offered", u64),
         ("nonce_b", u32),
-        ("used", u32),
+        ("zero", u32),
+        ("pad", u64 * 5),
     ]
 
 
@@ -274,7 +274,8 @@ class Block(Struct):
         ("owner", u32),
         ("owner_gen", u32),
         ("base", u32),
-        ("pad", u32),
+        ("zero", u32),
+        ("pad", u64 * 5),
         ("slots", Slot * BLOCK_KEYS),
     ]
 
@@ -335,22 +336,25 @@ class Big(Struct):
 
 
 class Hop(Struct):
-    """Per CPU: the way to a peer, for a tick."""
+    """The way to a peer by a device, for a tick."""
 
     _fields_ = [
-        ("tick", u64),
-        ("gen", u32),
-        ("oif", u32),
-        ("pair", u16),
+        ("at", u64),
+        ("out", u64),
+        ("way", u32),
+        ("by", u16),
         ("state", u16),
-        ("eth", Mac * 2),
+        ("to", u64),
+        ("from", u64),
     ]
 
 
 class Scratch(Struct):
-    """Per CPU: the flow that encode has just sent into the fallback, and the time of a tick."""
+    """Per CPU: the time of a tick, the flow that encode has just sent into the fallback, ways to peers."""
 
     _fields_ = [
+        ("tick", u64),
+        ("now", u64),
         ("missed", Flow),
         ("missed_at", u64),
         ("let_go_at", u64),
@@ -358,9 +362,7 @@ class Scratch(Struct):
         ("stamp", u16),
         ("tc_index", u16),
         ("hook", u32),
-        ("pad", u32),
-        ("now", u64),
-        ("tick", u64),
+        ("zero", u32),
         ("headers", u64 * 12),
         ("text", u64 * 8),
         ("flow", Flow),
@@ -368,6 +370,7 @@ class Scratch(Struct):
         ("txkey", Txkey),
         ("pending", Pending),
         ("entry", Entry),
+        ("hops", Hop * HOPS),
     ]
 
 
@@ -521,12 +524,14 @@ COUNTERS = (
 def _six(four: type[Struct], **other: Any) -> list[tuple[str, Any]]:
     """The fields of a structure for IPv6: longer addresses, and padding (ADDR_PAD) after the one named.
 
-    other: fields of another type; `pad` is the name of a field and a number of words.
+    other: fields of another type, None if there is no such field; `addr_pad` is the name of a field and a
+    number of words.
     """
     fields: list[tuple[str, Any]] = []
-    after, words = other.pop("pad", ("", 0))
+    after, words = other.pop("addr_pad", ("", 0))
     for name, kind, *_ in four._fields_:
-        fields.append((name, other.get(name, Be128 if kind is Be32 else kind)))
+        if other.get(name, kind) is not None:
+            fields.append((name, other.get(name, Be128 if kind is Be32 else kind)))
         if name == after:
             fields.append(("addr_pad", u32 * words))
     return fields
@@ -535,7 +540,7 @@ def _six(four: type[Struct], **other: Any) -> list[tuple[str, Any]]:
 class Link6(Struct):
     """Link."""
 
-    _fields_ = _six(Link)
+    _fields_ = _six(Link, addr_pad=("rx_gen", 1), pad=u64 * 1)
 
 
 class VniKey6(Struct):
@@ -547,25 +552,25 @@ class VniKey6(Struct):
 class Flow6(Struct):
     """Flow."""
 
-    _fields_ = _six(Flow, pad=("peer", 1))
+    _fields_ = _six(Flow, addr_pad=("peer", 1))
 
 
 class Entry6(Struct):
     """Entry."""
 
-    _fields_ = _six(Entry, pad=("key", 3))
+    _fields_ = _six(Entry, addr_pad=("zero", 1), pad=None)
 
 
 class Solicit6(Struct):
     """Solicit."""
 
-    _fields_ = _six(Solicit, pad=("tx_gen", 1))
+    _fields_ = _six(Solicit, addr_pad=("tx_gen", 1))
 
 
 class Pending6(Struct):
     """Pending."""
 
-    _fields_ = _six(Pending, pad=("sent", 1))
+    _fields_ = _six(Pending, addr_pad=("sent", 1))
 
 
 class TxkeyKey6(Struct):
@@ -583,13 +588,13 @@ class Txkey6(Struct):
 class Slot6(Struct):
     """Slot."""
 
-    _fields_ = _six(Slot)
+    _fields_ = _six(Slot, pad=None)
 
 
 class Block6(Struct):
     """Block."""
 
-    _fields_ = _six(Block, slots=Slot6 * BLOCK_KEYS)
+    _fields_ = _six(Block, slots=Slot6 * BLOCK_KEYS, pad=None)
 
 
 class PairKey6(Struct):
@@ -666,7 +671,7 @@ class Types:
             "underlays": (None, Underlay),
             "pairs": (None, self.Pair),
             "pair_ids": (self.PairKey, None),
-            "pair_hints": (None, None),
+            "block_hints": (None, None),
             "told": (self.PairKey, U64),
             "blocks": (None, self.Block),
             "flows": (self.Flow, self.Entry),
@@ -677,7 +682,6 @@ class Types:
             "macs": (MacKey, self.MacSeen),
             "asked": (MacKey, U64),
             "bigs": (U64, Big),
-            "hops": (None, Hop),
             "scratch": (None, self.Scratch),
             "listen": (None, None),
             "event_buf": (None, Event),

@@ -186,7 +186,7 @@ class _Look:
             e = live[1]
             left = (e.lease_end - self.now) / 1e9
             self.add("key", True, f"{e.key} of {peer}, for another {left:.1f} s")
-            current = bool(e.gen == self.link.tx_gen and e.vouched >= e.asked)
+            current = bool(e.gen == self.link.tx_gen)
             self.add(
                 "vouched for",
                 current,

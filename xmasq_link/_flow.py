@@ -59,13 +59,13 @@ def _flows(dp: Datapath, links: Mapping[int, Any], names: Mapping[int, str]) -> 
     key_type, value_type = m.LAYOUTS[dp.family]["flows"]
     assert key_type is not None
     assert value_type is not None
-    read_key = key_type.reader("ifindex", "sip", "dip", "smac", "dmac", "dscp", "variant")
+    read_key = key_type.reader("smac", "dscp", "variant", "dmac", "sip", "dip", "ifindex")
     read_value = value_type.reader(
-        *("lease_end", "local", "peer", "oif", "pair_gen", "pair", "route", "nexthop", "key")
+        *("lease_end", "oif", "pair_gen", "pair", "local", "peer", "nexthop", "key", "route")
     )
     for raw_key, raw_value in dp.maps["flows"].items():
-        ifindex, sip, dip, smac, dmac, dscp, variant = read_key(raw_key)
-        end, local, peer, oif, pair_gen, pair, route, nexthop, key = read_value(raw_value)
+        smac, dscp, variant, dmac, sip, dip, ifindex = read_key(raw_key)
+        end, oif, pair_gen, pair, local, peer, nexthop, key, route = read_value(raw_value)
         at = by_index.get(ifindex)
         vni = at.vni if at is not None else 0
         if ifindex & m.WHERE_EXTERNAL:

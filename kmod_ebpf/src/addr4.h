@@ -27,14 +27,17 @@ typedef __be32 addr_t;
 #define KEY_CHECK_BITS 0 /* the header's checksum covers the key */
 
 /* Words of 64 bits in the sealed structures (maps.h, seal.h). */
+#define ADDR_WORDS 1 /* of two addresses */
 #define FLOW_WORDS 4
-#define SEAL_WORDS 7
+#define SLOT_WORDS 8
 #define SOLICIT_WORDS 3
 #define PENDING_WORDS 5
 #define TXKEY_KEY_WORDS 2
 #define HEADER_WORDS 12 /* of a fallback packet's headers, and of a control packet */
 /* Fills structures whose addresses are longer up to whole words. */
 #define ADDR_PAD(words)
+/* Fills structures up to whole cache lines, in words of 64 bits: over IPv4, over IPv6. */
+#define LINE_PAD(four, six) __u64 pad[four];
 
 /*
  * Room for a control packet in front of the fallback packet that it is made of; the least that will

@@ -29,14 +29,19 @@ typedef struct {
 #define KEY_CHECK_BITS 4
 
 /* Words of 64 bits in the sealed structures (maps.h, seal.h). */
+#define ADDR_WORDS 4 /* of two addresses */
 #define FLOW_WORDS 9
-#define SEAL_WORDS 13
+#define SLOT_WORDS 14
 #define SOLICIT_WORDS 5
 #define PENDING_WORDS 7
 #define TXKEY_KEY_WORDS 5
 #define HEADER_WORDS 17 /* of a fallback packet's headers, and of a control packet */
 /* Fills structures up to whole words. */
 #define ADDR_PAD(words) __u32 addr_pad[words];
+/* Fills structures up to whole cache lines, in words of 64 bits: over IPv4, over IPv6. */
+#define LINE_PAD(four, six) LINE_PAD_##six
+#define LINE_PAD_0
+#define LINE_PAD_1 __u64 pad[1];
 
 /*
  * Room for a control packet in front of the fallback packet that it is made of. The outer UDP

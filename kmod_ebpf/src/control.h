@@ -21,7 +21,7 @@
 	64 /* OFFERs unanswered so long: perhaps the sender still has the key in use */
 #define MAC_SEEN_FRESH (10 * NSEC_PER_SEC)
 #define LEASE_MIN_MS 1000
-#define RENEW_FIRST NSEC_PER_SEC
+#define RENEW_FIRST_MS 1000
 
 /* Over all of the control payload but the authenticator, and the VTEP addresses. */
 static __always_inline __u64 ctl_auth(const struct link *link, const struct ctl_frame *fr)
@@ -216,7 +216,7 @@ static __always_inline __u32 on_accept(struct __sk_buff *skb, struct conf *conf,
 	struct flow *f;
 	int first;
 
-	if (!scratch || !link_there(skb, link))
+	if (!scratch || !link_there(skb, link, now))
 		return 0;
 	f = &scratch->flow;
 	ctl_flow(fr, flow_where(link, idx, be32(fr->ctl.vni)), f);
@@ -312,7 +312,7 @@ static __always_inline __u32 on_confirm(struct __sk_buff *skb, struct conf *conf
 	struct entry *e, *old;
 	struct pair *pair;
 	struct flow *f;
-	__u64 renew;
+	__u32 renew;
 	int first;
 
 	if (!scratch)
@@ -352,29 +352,25 @@ static __always_inline __u32 on_confirm(struct __sk_buff *skb, struct conf *conf
 		return 0;
 	first = !old || old->key != key || !addr_equal(old->peer, fr->ip.src) ||
 		now >= old->lease_end;
-	renew = (__u64)lease * NSEC_PER_MSEC / 2;
+	renew = lease / 2;
 	/* The first renewal comes early: it tells whether encoded packets get through. */
-	if (first && renew > RENEW_FIRST)
-		renew = RENEW_FIRST;
+	if (first && renew > RENEW_FIRST_MS)
+		renew = RENEW_FIRST_MS;
 
 	__builtin_memset(e, 0, sizeof(*e));
 	e->lease_end = p->at + (__u64)lease * NSEC_PER_MSEC;
-	e->renew_at = p->at + renew;
+	e->renew_ms = lease - renew;
 	e->local = fr->ip.dst;
 	e->peer = fr->ip.src;
 	e->oif = p->oif;
 	e->pair_gen = pair->gen;
 	e->pair = pair_idx;
 	e->link = idx;
-	e->wire_id = key_wire_id(conf, key);
-	e->wire_tos = key_wire_dscp(conf, conf->mark, key) << 2;
-	e->l4_diff = csum_diff(f->sip, f->dip, e->local, e->peer);
-	e->port = link->port;
+	e->wire = wire_make(conf, key);
 	e->key = key;
 	entry_route(skb, e);
 	e->way = way_to(skb, e->local, e->peer);
 	e->seal = seal_entry(f, e);
-	e->vouched = now;
 	e->gen = p->tx_gen;
 	e->proven = !!(fr->ctl.flags & XM_CTL_USED) || (!first && old->proven);
 	e->off_ms = e->proven || !old ? 0 : old->off_ms;

@@ -7,9 +7,9 @@
 
 #include "family.h"
 
+/* The complement of a sum of any number of words that there may be in a header. */
 static __always_inline __u16 csum_fold(__u64 sum)
 {
-	sum = (sum & 0xffffffff) + (sum >> 32);
 	sum = (sum & 0xffff) + (sum >> 16);
 	sum = (sum & 0xffff) + (sum >> 16);
 	sum = (sum & 0xffff) + (sum >> 16);
@@ -19,8 +19,10 @@ static __always_inline __u16 csum_fold(__u64 sum)
 /* The difference that two changed addresses make to a pseudo header's sum. */
 static __always_inline __u32 csum_diff(addr_t src, addr_t dst, addr_t new_src, addr_t new_dst)
 {
-	__u64 sum = addr_sum_not(src, dst) + addr_sum(new_src, new_dst);
+	__u64 sum = addr_sum_not(src, dst);
 
+	opaque(sum); /* or all words are loaded first, for which there is no room */
+	sum += addr_sum(new_src, new_dst);
 	sum = (sum & 0xffffffff) + (sum >> 32);
 	sum = (sum & 0xffffffff) + (sum >> 32);
 	return (__u32)sum;
@@ -41,6 +43,19 @@ static __always_inline int l4_read(struct __sk_buff *skb, void *to, const __u32 
 	return xm_skb_load_bytes(skb, ETH_HLEN + IP_HDR_LEN, to, size);
 }
 
+/* One word of it. at: a constant, whole words. It lies on a word in memory, too (state.h, eth_to).
+ */
+static __always_inline int l4_word(struct __sk_buff *skb, const __u32 at, __u32 *word)
+{
+	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+
+	if (likely(data + ETH_HLEN + IP_HDR_LEN + at + sizeof(*word) <= end)) {
+		*word = *(__u32 *)(data + ETH_HLEN + IP_HDR_LEN + at);
+		return 0;
+	}
+	return xm_skb_load_bytes(skb, ETH_HLEN + IP_HDR_LEN + at, word, sizeof(*word));
+}
+
 /*
  * UDP. A container's own tunnel may send a packet whose UDP checksum is complete, while its
  * innermost one is still to be written by a device (local checksum offload): then the helper takes
@@ -48,24 +63,26 @@ static __always_inline int l4_read(struct __sk_buff *skb, void *to, const __u32 
  */
 static __always_inline int udp_csum_shift(struct __sk_buff *skb, addr_t src, addr_t dst, __u32 diff)
 {
-	__u32 off = ETH_HLEN + IP_HDR_LEN;
-	struct udp_hdr udp;
-	__u16 want, have;
+	__u32 off = ETH_HLEN + IP_HDR_LEN, word;
+	__u16 want, have, len;
 
-	if (l4_read(skb, &udp, sizeof(udp)))
+	/* Length and checksum. */
+	if (l4_word(skb, 4, &word))
 		return -1;
-	if (!udp.check)
+	len = word;
+	have = word >> 16;
+	if (!have)
 		return 0;
 	if (xm_l4_csum_replace(skb, off + 6, 0, diff, F_PSEUDO_HDR | F_MARK_MANGLED_0))
 		return -1;
-	if (udp.check == (__u16)~csum_fold(addr_sum(src, dst) + be16(IPPROTO_UDP) + udp.len))
+	if (likely(have == (__u16)~csum_fold(addr_sum(src, dst) + be16(IPPROTO_UDP) + len)))
 		return 0;
-	want = csum_fold((__u64)diff + (__u16)~udp.check);
+	want = csum_fold((__u64)diff + (__u16)~have);
 	if (!want)
 		want = 0xffff;
-	if (l4_read(skb, &udp, sizeof(udp)))
+	if (l4_word(skb, 4, &word))
 		return -1;
-	have = udp.check;
+	have = word >> 16;
 	return have == want ? 0 : xm_skb_store_bytes(skb, off + 6, &want, sizeof(want), 0);
 }
 

@@ -33,28 +33,26 @@ static __always_inline int store_eth(struct __sk_buff *skb, const __u8 *dst, con
 	return xm_skb_store_bytes(skb, 0, eth, ETH_HLEN, 0);
 }
 
-/* Puts the container's headers in place of the encoded ones. */
+/* Puts the container's headers in place of the encoded ones. from, to: as in a flow. */
 static __always_inline int restore(struct __sk_buff *skb, const struct ip_hdr *wire, addr_t sip,
-				   addr_t dip, const __u8 *smac, const __u8 *dmac, __u8 dscp,
-				   __u8 variant, __u32 l4_diff)
+				   addr_t dip, __u64 from, __u64 to)
 {
-	__u32 len = wire_len(skb, wire);
+	__u32 len = wire_len(skb, wire), diff = csum_diff(wire->src, wire->dst, sip, dip);
 	struct {
-		__be16 pad; /* so that the IP header lies on a word */
-		struct eth_hdr eth;
+		__u64 to; /* its first two bytes are in front of the packet's first */
+		__u64 from;
 		struct ip_hdr ip;
 	} head;
 
 	/* Ethernet pads short frames on the wire; the container's frame had none. */
 	if (skb->len > ETH_HLEN + len && xm_skb_change_tail(skb, ETH_HLEN + len, 0))
 		return -1;
-	if (l4_csum_shift(skb, wire, len - IP_HDR_LEN, l4_diff))
+	if (l4_csum_shift(skb, wire, len - IP_HDR_LEN, diff))
 		return -1;
-	__builtin_memcpy(head.eth.dst, dmac, ETH_ALEN);
-	__builtin_memcpy(head.eth.src, smac, ETH_ALEN);
-	head.eth.proto = be16(ETHERTYPE_IP);
-	ip_decode(&head.ip, wire, sip, dip, dscp, variant);
-	return xm_skb_store_bytes(skb, 0, &head.eth, ETH_HLEN + IP_HDR_LEN, 0);
+	head.to = to << 16;
+	head.from = from << 16 >> 16 | (__u64)be16(ETHERTYPE_IP) << 48;
+	ip_decode(&head.ip, wire, sip, dip, (__u8)(from >> 48), (__u8)(from >> 56), diff);
+	return xm_skb_store_bytes(skb, 0, (__u8 *)&head + 2, ETH_HLEN + IP_HDR_LEN, 0);
 }
 
 /* Sends an encoded packet whose key nobody holds back to its sender, whole. */
@@ -91,6 +89,15 @@ static __always_inline int into_link(struct __sk_buff *skb, struct conf *conf, _
 	return xm_redirect(where, F_INGRESS);
 }
 
+/* Copies a slot to s. Is it that of this packet's key, and granted? */
+static __always_inline int slot_reads(const struct slot *live, struct slot *s,
+				      const struct ip_hdr *wire, __u32 key, __u64 now)
+{
+	copy_words(s, live, SLOT_WORDS);
+	return s->key == key && addr_equal(s->peer, wire->src) && addr_equal(s->local, wire->dst) &&
+	       now < s->valid && s->seal == seal_slot(s);
+}
+
 /*
  * The slot of an encoded packet's key, copied to s, and its link, if the packet can be decoded;
  * else null. This is all that says whose packet it is.
@@ -99,29 +106,37 @@ static __always_inline struct slot *granted(struct __sk_buff *skb, const struct 
 					    const struct ip_hdr *wire, struct slot *s,
 					    struct link **link)
 {
-	__u32 key = wire_key(conf, conf->mark, wire), idx = pair_find_fast(wire->dst, wire->src);
-	struct pair *pair;
+	__u32 key = wire_key(conf, conf->mark, wire), idx;
+	__u32 *hint = block_hint(wire->dst, wire->src, key);
+	__u64 now = tick_ns();
+	struct block *block;
 	struct slot *live;
+	struct pair *pair;
 
-	if (unlikely(!key || !idx))
+	if (unlikely(!key || !hint))
 		return 0;
-	pair = pair_at(idx);
-	live = pair ? slot_of(pair, key) : 0;
-	if (unlikely(!live))
-		return 0;
-	copy_words(s, live, SEAL_WORDS + 1);
-	if (unlikely(s->seal != seal_slot(s))) {
-		copy_words(s, live, SEAL_WORDS + 1); /* a CONFIRM was just writing */
-		if (s->seal != seal_slot(s))
+	/* If it is the slot, it says so itself; nobody needs to ask whose block that is. */
+	block = block_at(*hint);
+	live = block ? slot_in(block, key) : 0;
+	if (unlikely(!live || !slot_reads(live, s, wire, key, now))) {
+		idx = pair_find(wire->dst, wire->src);
+		pair = pair_at(idx);
+		if (!idx || !pair)
+			return 0;
+		idx = block_id(pair, key);
+		block = idx ? block_at(idx - 1) : 0;
+		if (!block)
+			return 0;
+		*hint = idx - 1;
+		live = slot_in(block, key);
+		/* Also if a CONFIRM was just writing. */
+		if (!slot_reads(live, s, wire, key, now))
 			return 0;
 	}
-	if (unlikely(s->key != key || !addr_equal(s->peer, wire->src) ||
-		     !addr_equal(s->local, wire->dst) || tick_ns() >= s->valid))
-		return 0;
 	*link = link_at(s->link);
 	if (unlikely(!*link || (*link)->rx_gen != s->rx_gen ||
 		     flow_where(*link, s->link, s->ifindex) != s->ifindex ||
-		     !link_there(skb, *link)))
+		     !link_there(skb, *link, now)))
 		return 0;
 	return live;
 }
@@ -131,13 +146,17 @@ static __always_inline int decode(struct __sk_buff *skb, struct conf *conf,
 				  const struct ip_hdr *wire, struct slot *live,
 				  const struct slot *s)
 {
-	if (restore(skb, wire, s->sip, s->dip, s->smac, s->dmac, s->dscp, s->variant, s->l4_diff)) {
+	__u32 len = ETH_HLEN + wire_len(skb, wire);
+
+	/* Early, as in encode. */
+	count_bytes(s->link, C_DECODED, 1, len);
+	if (unlikely(!live->used))
+		live->used = 1;
+	if (unlikely(restore(skb, wire, s->sip, s->dip, s->from, s->to))) {
+		count_bytes(s->link, C_DECODED, -1, -(__s64)len);
 		count(s->link, C_ERROR);
 		return ACT_SHOT;
 	}
-	if (!live->used)
-		live->used = 1;
-	count_bytes(s->link, C_DECODED, skb->len);
 	return into_link(skb, conf, s->ifindex, s->peer);
 }
 
@@ -240,8 +259,7 @@ static __always_inline int bounced(struct __sk_buff *skb, struct conf *conf,
 		where = link->ifindex;
 	}
 #endif
-	if (restore(skb, wire, t->flow.sip, t->flow.dip, t->flow.smac, t->flow.dmac, t->flow.dscp,
-		    t->flow.variant, csum_diff(wire->src, wire->dst, t->flow.sip, t->flow.dip))) {
+	if (restore(skb, wire, t->flow.sip, t->flow.dip, t->flow.from, t->flow.to)) {
 		count(idx, C_ERROR);
 		return ACT_SHOT;
 	}

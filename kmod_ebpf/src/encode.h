@@ -171,9 +171,17 @@ static __always_inline int needs_probe(const struct __sk_buff *skb, const struct
 	return mtu && seg_len + VXLAN_OVERHEAD > mtu;
 }
 
+/* Must a fallback packet show first that the FDB still sends this flow to the entry's peer? */
 static __always_inline int is_stale(const struct entry *live, const struct link *link)
 {
-	return !(link->flags & LINK_UP) || live->gen != link->tx_gen || live->vouched < live->asked;
+	return !(link->flags & LINK_UP) || live->gen != link->tx_gen;
+}
+
+/* A packet takes the fallback to ask for renewal; only the egress hook can say that it has left. */
+static __always_inline void ask_anew(struct entry *live, const struct link *link, __u64 now)
+{
+	live->asked = now;
+	live->gen = link->tx_gen - 1;
 }
 
 #if XM_EXTERNAL
@@ -182,213 +190,216 @@ static __always_inline int is_stale(const struct entry *live, const struct link 
 #define OUTER int
 #endif
 
+/*
+ * On to the vxlan driver, for this reason. It is set behind the branch, where only such packets
+ * come by: else the compiler sets it in front, for all.
+ */
+#define FALL(why)                                                                                  \
+	do {                                                                                       \
+		reason = (why);                                                                    \
+		opaque(reason);                                                                    \
+		goto fallback;                                                                     \
+	} while (0)
+
 /* outer: of a packet in an external link; else null, which the compiler knows. */
 static __always_inline int encode(struct __sk_buff *skb, const OUTER *outer)
 {
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
 	const struct flow *solicit = 0;
-	__u32 l4_len, segs, len, seg_len, limit = 0, tick;
+	__u64 l4_len, segs, len, seg_len, diff, way, by;
+	__u32 limit = 0;
+	struct scratch *scratch;
 	struct entry *live, e;
-	struct ip_hdr old, new;
+	struct ip_hdr old;
 	struct conf *conf;
 	struct link *link;
 	struct pair *pair;
 	struct eth_hdr *eth;
+	struct hop *hop;
 	struct flow f = {};
 	int reason, granted = 0, probing = 0, stale, due;
-	__u8 first = 0;
+	__u8 first = 0, variant;
 	__u64 now = 0;
 
 	conf = conf_get();
-	if (!conf)
+	scratch = scratch_get();
+	if (!conf || !scratch)
 		return ACT_UNSPEC;
-	if (marked(skb, conf) && (skb->mark & 0xf) == KIND_ASK)
+	if (unlikely(marked(skb, conf) && (skb->mark & 0xf) == KIND_ASK))
 		return ask(skb, conf);
 	if (XM_FAMILY == 6 && marked(skb, conf) && (skb->mark & 0xf) == KIND_PROBE) {
 		mark_clear(skb);
 		probing = 1;
 	}
-	reason = C_FB_NOT_IP;
-	if (skb->protocol != be16(ETHERTYPE_IP))
-		goto fallback;
-	reason = C_FB_VLAN;
-	if (skb->vlan_present)
-		goto fallback;
-	if (data + ETH_HLEN + IP_HDR_LEN + 14 > end) {
+	if (unlikely(skb->protocol != be16(ETHERTYPE_IP)))
+		FALL(C_FB_NOT_IP);
+	if (unlikely(skb->vlan_present))
+		FALL(C_FB_VLAN);
+	if (unlikely(data + ETH_HLEN + IP_HDR_LEN + 14 > end)) {
 		len = ETH_HLEN + IP_HDR_LEN + 20;
 		len = skb->len < len ? skb->len : len;
 		xm_skb_pull_data(skb, len);
 		data = (void *)(long)skb->data;
 		end = (void *)(long)skb->data_end;
 	}
-	reason = C_FB_HEADER;
-	if (data + ETH_HLEN + IP_HDR_LEN > end)
-		goto fallback;
+	if (unlikely(data + ETH_HLEN + IP_HDR_LEN > end))
+		FALL(C_FB_HEADER);
 	eth = data;
 	old = *(struct ip_hdr *)(data + ETH_HLEN);
-	reason = C_FB_NOT_IP;
-	if (eth->proto != be16(ETHERTYPE_IP))
-		goto fallback;
+	if (unlikely(eth->proto != be16(ETHERTYPE_IP)))
+		FALL(C_FB_NOT_IP);
 	if (ip_needs_first(&old)) {
 		__u8 *at = data + ETH_HLEN + IP_HDR_LEN;
 
-		reason = C_FB_HEADER;
-		if ((void *)(at + 1) > end)
-			goto fallback;
+		if (unlikely((void *)(at + 1) > end))
+			FALL(C_FB_HEADER);
 		first = *at;
 	}
-	reason = ip_reason(&old, eth->dst[0], first, &f.variant);
-	if (reason)
-		goto fallback;
-	reason = C_FB_DSCP;
-	if (tos_local_use(ip_tos(&old)))
-		goto fallback;
-	len = ip_len(&old);
-	reason = C_FB_LENGTH;
-	if (ETH_HLEN + len != skb->len)
-		goto fallback;
-	l4_len = len - IP_HDR_LEN;
-	segs = segments(skb);
-	if (segs > 1) {
-		reason = C_FB_DF_CLEAR;
-		if (f.variant & XM_VAR_NODF)
-			goto fallback;
-		reason = C_FB_SEGMENTS;
-		if (!segments_ok(conf, segs))
+	variant = 0;
+	if (unlikely(!ip_usual(&old, eth->dst[0]))) {
+		reason = ip_reason(&old, eth->dst[0], first, &variant);
+		if (reason)
 			goto fallback;
 	}
+	if (unlikely(tos_local_use(ip_tos(&old))))
+		FALL(C_FB_DSCP);
+	len = ip_len(&old);
+	if (unlikely(ETH_HLEN + len != skb->len))
+		FALL(C_FB_LENGTH);
+	l4_len = len - IP_HDR_LEN;
+	segs = segments(skb);
 	seg_len = len;
 	if (segs > 1) {
+		if (unlikely(variant & XM_VAR_NODF))
+			FALL(C_FB_DF_CLEAR);
+		if (unlikely(!segments_ok(conf, segs)))
+			FALL(C_FB_SEGMENTS);
 		seg_len = IP_HDR_LEN + UDP_HDR_LEN + skb->gso_size;
 		if (old.proto == IPPROTO_TCP) {
 			__u8 *doff = data + ETH_HLEN + IP_HDR_LEN + 12;
 
-			reason = C_FB_HEADER;
-			if ((void *)doff + 1 > end)
-				goto fallback;
+			if (unlikely((void *)doff + 1 > end))
+				FALL(C_FB_HEADER);
 			seg_len = IP_HDR_LEN + (*doff >> 4) * 4 + skb->gso_size;
 		}
 	}
+	f.from = eth_from(eth) | (__u64)(ip_tos(&old) >> 2) << 48 | (__u64)variant << 56;
+	f.to = eth_to(eth);
+	f.sip = old.src;
+	f.dip = old.dst;
 	f.ifindex = skb->ifindex;
 #if XM_EXTERNAL
 	if (outer)
 		f.ifindex = outer->where;
 #endif
-	f.sip = old.src;
-	f.dip = old.dst;
-	__builtin_memcpy(f.smac, eth->src, ETH_ALEN);
-	__builtin_memcpy(f.dmac, eth->dst, ETH_ALEN);
-	f.dscp = ip_tos(&old) >> 2;
 
 	/* From here on the packet could be encoded, if its flow had a grant. */
 	solicit = &f;
-	now = tick_ns();
-	if (probing)
+	now = clock_of(scratch);
+	if (unlikely(probing))
 		return probe(skb, &old, &f, now);
 	live = flow_get(&f);
-	reason = C_FB_NO_GRANT;
-	if (!live)
-		goto fallback;
-	copy_words(&e, live, SEAL_WORDS + 1);
-	reason = C_FB_EXPIRED;
-	if (now >= e.lease_end)
-		goto fallback;
-	reason = C_FB_TORN;
-	if (e.seal != seal_entry(&f, &e))
-		goto fallback;
+	if (unlikely(!live))
+		FALL(C_FB_NO_GRANT);
+	copy_words(&e, live, ENTRY_WORDS);
+	if (unlikely(now >= e.lease_end))
+		FALL(C_FB_EXPIRED);
 	link = link_at(e.link);
 	pair = pair_at(e.pair);
-	if (!link || !pair)
-		goto fallback;
-	reason = C_FB_EXPIRED;
-	if (pair->gen != e.pair_gen)
-		goto fallback;
+	if (unlikely(!link || !pair))
+		FALL(C_FB_TORN);
+	copy_words(&e.local, pair, ADDR_WORDS);
+	if (unlikely(pair->gen != e.pair_gen))
+		FALL(C_FB_EXPIRED);
+	if (unlikely(e.seal != seal_entry(&f, &e)))
+		FALL(C_FB_TORN);
 	granted = 1;
-	reason = C_FB_UNVOUCHED;
 #if XM_EXTERNAL
 	/* Whoever has attached the metadata says where this packet goes, and it may be elsewhere.
 	 */
 	if (outer &&
 	    ((outer->dst && outer->dst != e.peer) || (outer->src && outer->src != e.local)))
-		goto fallback;
+		FALL(C_FB_UNVOUCHED);
 #endif
 	stale = is_stale(live, link);
-	due = now >= e.renew_at && later_by(now, live->asked, NSEC_PER_SEC);
+	due = now + e.renew_ms * NSEC_PER_MSEC >= e.lease_end &&
+	      later_by(now, live->asked, NSEC_PER_SEC);
 	if (unlikely(stale || due)) {
 		if (needs_probe(skb, link, &old, seg_len) &&
 		    later_by(now, live->asked, 100 * NSEC_PER_MSEC)) {
-			live->asked = now;
+			ask_anew(live, link, now);
 			send_probe(skb, conf);
 			data = (void *)(long)skb->data;
 			end = (void *)(long)skb->data_end;
 			due = 0;
 			stale = is_stale(live, link); /* the egress hook has just seen it leave */
 		}
-		reason = C_FB_UNVOUCHED;
 		if (stale)
-			goto fallback;
-		reason = C_FB_RENEWAL;
+			FALL(C_FB_UNVOUCHED);
 		if (due) {
-			live->asked = now;
-			goto fallback;
+			ask_anew(live, link, now);
+			FALL(C_FB_RENEWAL);
 		}
 	}
-	/* Once a tick: another device may be the way to the peer by now. */
-	tick = xm_jiffies();
-	if (live->way_tick != tick) {
+	/* Another device may be the way to the peer by now. */
+	hop = hop_at(scratch, &e);
+	if (likely(hop_known(hop, hop_now(scratch, &e), &e))) {
+		way = hop->way;
+		by = hop->by;
+	} else {
 		int hooked = way_hooked(skb, conf, link, &e, live, now);
 
 		data = (void *)(long)skb->data;
 		end = (void *)(long)skb->data_end;
-		reason = C_FB_ROUTE;
 		if (!hooked) {
 			granted = 0;
-			goto fallback;
+			FALL(C_FB_ROUTE);
 		}
-		if (!way_stays(skb, &e, live)) {
-			if (needs_probe(skb, link, &old, seg_len) &&
-			    later_by(now, live->asked, 100 * NSEC_PER_MSEC)) {
-				live->asked = now;
-				send_probe(skb, conf);
-			}
-			goto fallback;
+		way = way_to(skb, e.local, e.peer);
+		by = way_by(skb, way, e.oif, e.local, e.peer);
+		hop = hop_take(hop, hop_now(scratch, &e), &e, way, by);
+	}
+	if (unlikely(!way_stays(live, way, by))) {
+		if (needs_probe(skb, link, &old, seg_len) &&
+		    later_by(now, live->asked, 100 * NSEC_PER_MSEC)) {
+			ask_anew(live, link, now);
+			send_probe(skb, conf);
 		}
-		live->way_tick = tick;
+		FALL(C_FB_ROUTE);
 	}
 
 	/* From here on it depends on the packet, not on the flow. */
 	solicit = 0;
 	granted = 0;
-	reason = C_FB_HEADER;
 	if (old.proto == IPPROTO_UDP) {
 		struct udp_hdr *udp = data + ETH_HLEN + IP_HDR_LEN;
 
-		if ((void *)udp + 4 > end)
-			goto fallback;
-		if (udp->dst == e.port) {
-			reason = C_FB_TUNNEL_PORT;
-			goto fallback;
-		}
+		if (unlikely((void *)udp + 4 > end))
+			FALL(C_FB_HEADER);
+		if (unlikely(udp->dst == link->port))
+			FALL(C_FB_TUNNEL_PORT);
 	}
-	reason = C_FB_MTU;
-	if (seg_len > e.mtu) {
+	if (unlikely(seg_len > e.mtu)) {
 		limit = e.mtu;
-		goto fallback;
+		FALL(C_FB_MTU);
 	}
 
-	reason = C_FB_HEADER;
-	if (l4_csum_shift(skb, &old, l4_len, e.l4_diff))
-		goto fallback;
-	ip_encode(&new, &old, &e);
-	if (ip_put(skb, &new)) {
+	/* Counted here, where the table's lines are fetched beside those above. */
+	count_bytes(e.link, C_ENCODED, 1, skb->len);
+	diff = csum_diff(old.src, old.dst, e.local, e.peer);
+	if (unlikely(l4_csum_shift(skb, &old, l4_len, diff))) {
+		count_bytes(e.link, C_ENCODED, -1, -(__s64)skb->len);
+		FALL(C_FB_HEADER);
+	}
+	if (unlikely(ip_encode(skb, &old, &e, diff))) {
+		count_bytes(e.link, C_ENCODED, -1, -(__s64)skb->len);
 		count(e.link, C_ERROR); /* cannot be: it was there before */
 		return ACT_SHOT;
 	}
-	if (live->sent < USED_ENOUGH && ++live->sent == USED_ENOUGH)
+	if (unlikely(live->sent < USED_ENOUGH) && ++live->sent == USED_ENOUGH)
 		live->sent_at = now;
-	count_bytes(e.link, C_ENCODED, skb->len);
 	mark_set(skb, conf, KIND_ENCODED);
-	return forward(skb, &e);
+	return forward(skb, hop, &e);
 
 fallback:
 	if (probing)

@@ -59,16 +59,23 @@ static __always_inline __sum16 ip_csum_update(const struct ip_hdr *old, const st
 	return csum_fold(sum);
 }
 
+/* The same in numbers, without a look at the new header. diff: csum_diff() of the addresses. */
+static __always_inline __sum16 ip_csum_move(const struct ip_hdr *old, __u32 diff, __u8 tos,
+					    __be16 id, __be16 frag)
+{
+	__u64 sum = (__u64)diff + (__u16)~old->check;
+
+	sum += (__u32)(__u16) ~(old->tos << 8) + (tos << 8);
+	sum += (__u32)(__u16)~old->id + id;
+	sum += (__u32)(__u16)~old->frag + frag;
+	return csum_fold(sum);
+}
+
 static __always_inline __sum16 ip_csum(const struct ip_hdr *ip)
 {
 	const __u16 *w = (const __u16 *)ip;
-	__u64 sum = 0;
 
-#pragma unroll
-	for (int i = 0; i < IP_HDR_LEN / 2; i++)
-		if (i != 5)
-			sum += w[i];
-	return csum_fold(sum);
+	return csum_fold(addr_sum(ip->src, ip->dst) + w[0] + w[1] + w[2] + w[3] + w[4]);
 }
 
 /*
@@ -87,6 +94,16 @@ static __always_inline int ip_sane(const struct ip_hdr *ip)
 static __always_inline int ip_needs_first(const struct ip_hdr *ip)
 {
 	return 0;
+}
+
+/* A quick look: is this packet like most, so that there is no reason against it and no variant? */
+static __always_inline int ip_usual(const struct ip_hdr *ip, __u8 dmac0)
+{
+	const __u64 tunnels = 1ULL << IPPROTO_IPIP | 1ULL << IPPROTO_IPV6 | 1ULL << IPPROTO_GRE;
+
+	return !((ip->ver_ihl ^ 0x45) | (ip->frag ^ be16(IP_DF)) | (dmac0 & 1) |
+		 (tunnels >> (ip->proto & 63) & 1)) &&
+	       be16(ip->len) > IP_HDR_LEN && ip->ttl >= XM_MIN_TTL;
 }
 
 /*
@@ -167,33 +184,53 @@ static __always_inline __u32 wire_key(const struct conf *conf, __u8 base, const 
 	return (high << (16 - bits)) | (be16(ip->id) >> bits);
 }
 
-/* Encode: the container's header becomes the one on the wire. */
-static __always_inline void ip_encode(struct ip_hdr *new, const struct ip_hdr *old,
-				      const struct entry *e)
+/* What encode writes: the Identification, and above it the DSCP, as the TOS byte has it. */
+static __always_inline __u32 wire_make(const struct conf *conf, __u32 key)
 {
-	*new = *old;
-	new->tos = e->wire_tos | (old->tos & 3);
-	new->id = e->wire_id;
-	new->frag = be16(IP_DF);
-	new->src = e->local;
-	new->dst = e->peer;
-	new->check = ip_csum_update(old, new);
+	return (__u32)key_wire_dscp(conf, conf->mark, key) << 18 | key_wire_id(conf, key);
+}
+
+/*
+ * Encode: the container's header becomes the one on the wire. It is written directly, which only a
+ * program on the link may do (docs/architecture.md). diff: what the addresses change in a sum.
+ */
+static __always_inline int ip_encode(struct __sk_buff *skb, const struct ip_hdr *old,
+				     const struct entry *e, __u32 diff)
+{
+	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+	struct ip_hdr *ip = data + ETH_HLEN;
+	__u8 tos = e->wire >> 16 | (old->tos & 3);
+	__be16 id = (__be16)e->wire, frag = be16(IP_DF);
+
+	if ((void *)(ip + 1) > end)
+		return -1;
+	ip->tos = tos;
+	ip->id = id;
+	ip->frag = frag;
+	ip->check = ip_csum_move(old, diff, tos, id, frag);
+	ip->src = e->local;
+	ip->dst = e->peer;
+	return 0;
 }
 
 /* Decode: the header on the wire becomes the container's. */
 static __always_inline void ip_decode(struct ip_hdr *ip, const struct ip_hdr *wire, addr_t sip,
-				      addr_t dip, __u8 dscp, __u8 variant)
+				      addr_t dip, __u8 dscp, __u8 variant, __u32 diff)
 {
+	__u8 tos = (dscp << 2) | (wire->tos & 3);
+	__be16 id = 0, frag = wire->frag;
+
+	if (variant & XM_VAR_NODF) {
+		frag = 0;
+		id = (__u16)xm_random(); /* it may be fragmented further on */
+	}
 	*ip = *wire;
-	ip->tos = (dscp << 2) | (ip->tos & 3);
-	ip->id = 0;
+	ip->tos = tos;
+	ip->id = id;
+	ip->frag = frag;
+	ip->check = ip_csum_move(wire, diff, tos, id, frag);
 	ip->src = sip;
 	ip->dst = dip;
-	if (variant & XM_VAR_NODF) {
-		ip->frag = 0;
-		ip->id = (__u16)xm_random(); /* it may be fragmented further on */
-	}
-	ip->check = ip_csum_update(wire, ip);
 }
 
 /* An encoded packet is sent back. */
@@ -234,18 +271,6 @@ static __always_inline int ip_control_ok(const struct ip_hdr *ip, const struct c
 static __always_inline int ip_store(struct __sk_buff *skb, const struct ip_hdr *ip)
 {
 	return xm_skb_store_bytes(skb, ETH_HLEN, ip, sizeof(*ip), 0);
-}
-
-/* The same in a program that writes to packets directly. */
-static __always_inline int ip_put(struct __sk_buff *skb, const struct ip_hdr *new)
-{
-	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
-	struct ip_hdr *ip = data + ETH_HLEN;
-
-	if ((void *)(ip + 1) > end)
-		return -1;
-	*ip = *new;
-	return 0;
 }
 
 /* Writes another DSCP into the packet. */

@@ -71,6 +71,12 @@ static __always_inline int ip_needs_first(const struct ip_hdr *ip)
 	return ip->proto == IPPROTO_ICMPV6;
 }
 
+/* As for IPv4; here there is no quick look. */
+static __always_inline int ip_usual(const struct ip_hdr *ip, __u8 dmac0)
+{
+	return 0;
+}
+
 /*
  * 0, or the counter of the reason why a packet with this header always takes the fallback.
  * Sets the flow's variant. first: the first byte behind the header, if that is needed.
@@ -156,19 +162,9 @@ static __always_inline __u32 wire_key(const struct conf *conf, __u8 base, const 
 	return be32(ip->flow) & IP6_LABEL;
 }
 
-/* Encode: the container's header becomes the one on the wire. */
-static __always_inline void ip_encode(struct ip_hdr *new, const struct ip_hdr *old,
-				      const struct entry *e)
-{
-	*new = *old;
-	new->flow = ip_flow(e->wire_tos | (ip_tos(old) & 3), e->key);
-	new->src = e->local;
-	new->dst = e->peer;
-}
-
 /* Decode: the header on the wire becomes the container's. */
 static __always_inline void ip_decode(struct ip_hdr *ip, const struct ip_hdr *wire, addr_t sip,
-				      addr_t dip, __u8 dscp, __u8 variant)
+				      addr_t dip, __u8 dscp, __u8 variant, __u32 diff)
 {
 	*ip = *wire;
 	ip->flow = ip_flow((dscp << 2) | (ip_tos(wire) & 3), 0);
@@ -210,9 +206,22 @@ static __always_inline int ip_store(struct __sk_buff *skb, const struct ip_hdr *
 	return xm_skb_store_bytes(skb, ETH_HLEN, ip, sizeof(*ip), F_RECOMPUTE_CSUM);
 }
 
-static __always_inline int ip_put(struct __sk_buff *skb, const struct ip_hdr *new)
+/* What encode writes: the header's first word, without ECN. */
+static __always_inline __u32 wire_make(const struct conf *conf, __u32 key)
 {
-	return ip_store(skb, new);
+	return be32(ip_flow(conf->mark << 2, key));
+}
+
+/* Encode: the container's header becomes the one on the wire. */
+static __always_inline int ip_encode(struct __sk_buff *skb, const struct ip_hdr *old,
+				     const struct entry *e, __u32 diff)
+{
+	struct ip_hdr ip = *old;
+
+	ip.flow = be32(e->wire | (__u32)(ip_tos(old) & 3) << 20);
+	ip.src = e->local;
+	ip.dst = e->peer;
+	return ip_store(skb, &ip);
 }
 
 /* Writes another DSCP into the packet. */

@@ -3,6 +3,12 @@
  * What the maps hold. Python's view of the same structures is kmod_ebpf/maps.py;
  * tests/unit/test_maps.py compares sizes and offsets.
  *
+ * A line of the cache that was not used since the packet before costs more than anything that is
+ * done with it. So what encode and decode read for each packet lies together at the beginning of a
+ * structure, and structures are whole lines long. The values of the arrays begin at a page's
+ * beginning (BPF_F_MMAPABLE, xmasq.c). An element of a hash table is 48 bytes of the kernel's, the
+ * key, and the value: lines begin 16 bytes before the end of a struct flow over IPv4.
+ *
  * Programs read flow entries and slots without a lock, while another CPU may replace them, or
  * the kernel may hand an element's memory to another key. Each entry therefore carries a seal
  * over the words that must belong together (seal.h): a torn read fails it, and the packet takes
@@ -17,7 +23,7 @@
 #define LINK_UNDERLAYS 8
 #define MAX_LINKS 1025 /* index 0 counts what belongs to no link */
 #define MAX_PAIRS 4096
-#define PAIR_HINTS 4096
+#define BLOCK_HINTS 16384
 #define HOPS 256
 #define MAX_BLOCKS 1024
 #define BLOCK_KEYS 64 /* keys whose slots are handed out together */
@@ -58,11 +64,13 @@ struct link {
 	__u32 guard_ms;
 	__u32 tx_gen; /* flow entries of another generation must be vouched for anew */
 	__u32 rx_gen; /* slots of another generation are dead */
+	ADDR_PAD(1)
+	__u64 there_at; /* tick, ns: the device was there then */
 	__u32 underlays[LINK_UNDERLAYS]; /* ifindexes of the devices with the hooks; 0: no more */
 	__u64 secret[2];
-	__u64 there_at; /* tick, ns: the device was there then */
 	__u64 hooked[LINK_UNDERLAYS]; /* an underlay device, and when it had our hook (route.h) */
 	__u64 away_at; /* tick, ns: the link's packets would have left by a device without it */
+	LINE_PAD(3, 1)
 };
 
 #define VNI_ANY 0xffffffffU /* of an external link, here and in vnis */
@@ -88,50 +96,68 @@ struct underlay {
  * of encoded flows, elsewhere the remote VTEP.
  */
 struct flow {
-	__u32 ifindex; /* of an external link: its index and the VNI (state.h, flow_where) */
+	union {
+		struct {
+			__u8 smac[ETH_ALEN];
+			__u8 dscp;
+			__u8 variant;
+		};
+		__u64 from;
+	};
+	union {
+		struct {
+			__u8 dmac[ETH_ALEN];
+			__u16 zero;
+		};
+		__u64 to;
+	};
 	addr_t sip;
 	addr_t dip;
-	__u8 smac[ETH_ALEN];
-	__u8 dmac[ETH_ALEN];
-	__u8 dscp;
-	__u8 variant;
-	__u16 zero;
+	__u32 ifindex; /* of an external link: its index and the VNI (state.h, flow_where) */
 	addr_t peer;
 	ADDR_PAD(1)
 } __attribute__((aligned(8)));
 
-/* Sender: how a flow is encoded. Sealed up to and including nexthop. */
+/*
+ * Sender: how a flow is encoded. The seal is over the words from lease_end up to mtu, the flow, and
+ * the addresses, which encode reads from the pair.
+ */
 struct entry {
+	__u64 seal;
 	__u64 lease_end;
-	__u64 renew_at;
-	addr_t local;
-	addr_t peer;
-	__u32 oif;
-	__u32 pair_gen;
+	union {
+		struct {
+			__u32 oif;
+			__u32 pair_gen;
+		};
+		__u64 out;
+	};
 	__u16 pair;
 	__u16 link;
-	__be16 wire_id;
-	__u8 wire_tos;
-	__u8 route; /* 1: nexthop is known, as of the last CONFIRM; for people to read */
-	__u32 l4_diff;
-	__be16 port;
+	__u32 wire; /* MARK and key as they are on the wire: ip4.h, ip6.h, wire_make */
+	__u32 renew_ms; /* a packet is to ask for renewal so long before the lease's end */
 	__u16 mtu;
+	/* Hints, written in place: */
+	__u16 sent; /* encoded with this key, up to USED_ENOUGH */
+	__u32 gen; /* the link's tx_gen when a fallback packet last left for this very peer */
+	__u32 way; /* the routing table's answer at the last CONFIRM; 0: it gives none */
+	/* Not read by encode as a rule: */
+	addr_t local;
+	addr_t peer;
 	addr_t nexthop;
 	__u32 key;
-	ADDR_PAD(3)
-	__u64 seal;
-	/* Hints, written in place: */
+	__u32 off_ms; /* see off_until: for so long the last time */
+	__u8 proven; /* the receiver has decoded packets of this flow from this peer */
+	__u8 route; /* 1: nexthop is known, as of the last CONFIRM; for people to read */
+	__u16 zero;
+	ADDR_PAD(1)
 	__u64 asked; /* a packet took the fallback for renewal then */
-	__u64 vouched; /* a fallback packet was last seen to leave for this very peer */
 	__u64 sent_at; /* when sent reached USED_ENOUGH */
-	__u32 gen; /* the link's tx_gen at that time */
-	__u32 sent; /* encoded with this key, up to USED_ENOUGH */
 	__u64 off_until; /* no key is accepted before: a router refused this flow's packets */
-	__u32 off_ms; /* for so long the last time */
-	__u32 proven; /* the receiver has decoded packets of this flow from this peer */
-	__u32 way; /* the routing table's answer at the last CONFIRM; 0: it gives none */
-	__u32 way_tick; /* when that was last seen to be so */
+	LINE_PAD(2, 0)
 };
+
+#define ENTRY_WORDS 5 /* that hold what is sealed, and the seal */
 
 /* So many packets encoded, and none decoded: the path eats them. */
 #define USED_ENOUGH 16
@@ -176,28 +202,39 @@ struct txkey {
 	__u64 seal;
 };
 
-/* Receiver: one key. Sealed up to and including rx_gen and l4_diff. */
+/* Receiver: one key. Sealed up to and including rx_gen. */
 struct slot {
+	__u64 seal;
 	__u64 valid; /* decodable until; 0: not granted */
 	addr_t local;
 	addr_t peer;
-	__u32 key;
-	__u32 ifindex; /* of an external link: its index and the VNI (state.h, flow_where) */
 	addr_t sip;
 	addr_t dip;
-	__u8 smac[ETH_ALEN];
-	__u8 dmac[ETH_ALEN];
-	__u8 dscp;
-	__u8 variant;
-	__u16 link;
+	union {
+		struct {
+			__u8 smac[ETH_ALEN];
+			__u8 dscp;
+			__u8 variant;
+		};
+		__u64 from;
+	};
+	union {
+		struct {
+			__u8 dmac[ETH_ALEN];
+			__u16 link;
+		};
+		__u64 to;
+	};
+	__u32 key;
+	__u32 ifindex; /* of an external link: its index and the VNI (state.h, flow_where) */
 	__u32 rx_gen;
-	__u32 l4_diff;
-	__u64 seal;
+	__u32 used; /* a packet was decoded since the last CONFIRM; written by decode */
 	/* Under the lock only: */
 	__u64 until; /* reserved until */
 	__u64 offered; /* when the open round began, 0: none */
 	__u32 nonce_b;
-	__u32 used; /* a packet was decoded since the last CONFIRM; written by decode */
+	__u32 zero;
+	LINE_PAD(5, 0)
 };
 
 struct block {
@@ -205,7 +242,8 @@ struct block {
 	__u32 owner; /* pair index + 1 */
 	__u32 owner_gen;
 	__u32 base; /* first key / BLOCK_KEYS */
-	__u32 pad;
+	__u32 zero;
+	LINE_PAD(5, 0)
 	struct slot slots[BLOCK_KEYS];
 };
 
@@ -264,18 +302,21 @@ struct big {
 	__u64 told; /* 0: not yet */
 };
 
-/* Per CPU: the way to a peer, for a tick (hop.h). */
+/* The way to a peer by a device, for a tick (hop.h). */
 struct hop {
-	__u64 tick;
-	__u32 gen;
-	__u32 oif;
-	__u16 pair;
+	__u64 at; /* the tick, the link and the pair */
+	__u64 out; /* as in an entry: the device, and the pair's generation */
+	__u32 way; /* what the routing table says (route.h, way_to) */
+	__u16 by; /* there is a way by the device */
 	__u16 state;
-	__u8 eth[2 * ETH_ALEN];
+	__u64 to; /* destination MAC, as in a flow */
+	__u64 from; /* source MAC, and the protocol */
 };
 
 /* Per CPU. */
 struct scratch {
+	__u64 tick;
+	__u64 now; /* boot time, ns, at that tick */
 	struct flow missed; /* the flow that encode has just sent into the fallback */
 	__u64 missed_at; /* 0: it could not be encoded */
 	__u64 let_go_at; /* encode let a packet go on to the driver */
@@ -283,9 +324,7 @@ struct scratch {
 	__u16 stamp; /* in skb->tc_index of that packet */
 	__u16 tc_index; /* what it was before */
 	__u32 hook; /* the underlay device whose hook has seen a frame that asked for it */
-	__u32 pad;
-	__u64 now; /* boot time, ns, at that tick */
-	__u64 tick;
+	__u32 zero;
 	/* At the underlay's ingress, where the stack has no room: */
 	__u64 headers[HEADER_WORDS]; /* of the packet */
 	__u64 text[CTL_AUTH_WORDS]; /* what an authenticator covers */
@@ -294,6 +333,7 @@ struct scratch {
 	struct txkey txkey;
 	struct pending pending;
 	struct entry entry;
+	struct hop hops[HOPS];
 };
 
 /* Counters of a link, per CPU. The order is the order in kmod_ebpf/maps.py. */

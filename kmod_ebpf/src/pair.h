@@ -27,26 +27,6 @@ static __always_inline __u32 pair_find(addr_t local, addr_t peer)
 	return p && addr_equal(p->local, local) && addr_equal(p->peer, peer) ? *id : 0;
 }
 
-/*
- * The same for decode, whose slots say once more whose they are: most often without a look into the
- * hash table.
- */
-static __always_inline __u32 pair_find_fast(addr_t local, addr_t peer)
-{
-	__u32 *hint = pair_hint(addr_mix(local, peer) % PAIR_HINTS), idx;
-	struct pair *p;
-
-	if (!hint)
-		return 0;
-	p = pair_at(*hint);
-	if (likely(p && addr_equal(p->local, local) && addr_equal(p->peer, peer)))
-		return *hint;
-	idx = pair_find(local, peer);
-	if (idx)
-		*hint = idx;
-	return idx;
-}
-
 /* Finds the pair's index, or takes one whose pair has nothing live any more; 0 if all have. */
 static __always_inline __u32 pair_make(addr_t local, addr_t peer, __u64 now)
 {
@@ -114,13 +94,20 @@ static __always_inline void pair_off(struct pair *p, __u64 now)
 	pair_busy(p, p->off_until + p->off_for);
 }
 
-/* The block that holds a key of this pair, or null. A hint until verified under the lock. */
-static __always_inline struct block *block_of(struct pair *p, __u32 key)
+/* 1 + index of the block that holds a key of this pair, or 0. A hint until verified under the lock.
+ */
+static __always_inline __u32 block_id(const struct pair *p, __u32 key)
 {
-	__u32 n = key_index(key) / BLOCK_KEYS, id;
+	__u32 n = key_index(key) / BLOCK_KEYS;
 
 	opaque(n);
-	id = p->block[n % PAIR_BLOCKS];
+	return p->block[n % PAIR_BLOCKS];
+}
+
+static __always_inline struct block *block_of(const struct pair *p, __u32 key)
+{
+	__u32 id = block_id(p, key);
+
 	return id ? block_at(id - 1) : 0;
 }
 
@@ -134,6 +121,14 @@ static __always_inline struct slot *slot_of(struct pair *p, __u32 key)
 	struct block *b = block_of(p, key);
 
 	return b ? slot_in(b, key) : 0;
+}
+
+/* Where decode notes in which block it has last found a key of a pair. */
+static __always_inline __u32 *block_hint(addr_t local, addr_t peer, __u32 key)
+{
+	__u32 at = addr_mix(local, peer) + key_index(key) / BLOCK_KEYS;
+
+	return block_hint_at(at % BLOCK_HINTS);
 }
 
 static __always_inline int block_is(const struct block *b, __u32 idx, const struct pair *p,
@@ -259,7 +254,6 @@ static __always_inline int key_new(struct conf *conf, __u32 idx, struct pair *p,
 		s->variant = f->variant;
 		s->link = link_idx;
 		s->rx_gen = link->rx_gen;
-		s->l4_diff = csum_diff(f->peer, link->local, f->sip, f->dip);
 		s->seal = seal_slot(s);
 		s->offered = now;
 		s->nonce_b = fresh;

@@ -32,12 +32,15 @@ static __always_inline __u32 way_to(struct __sk_buff *skb, addr_t local, addr_t 
 	return WAY_NONE;
 }
 
-/* Is there a way by this device, as far as the kernel tells? */
-static __always_inline int way_by(struct __sk_buff *skb, __u32 oif, addr_t local, addr_t peer)
+/* Is there a way by this device, as far as the kernel tells? way: what way_to says. */
+static __always_inline int way_by(struct __sk_buff *skb, __u32 way, __u32 oif, addr_t local,
+				  addr_t peer)
 {
 	struct bpf_fib_lookup fib = {};
 	int ret;
 
+	if (!way || way == oif)
+		return 1;
 	fib.ifindex = oif;
 	ip_fib_ends(&fib, local, peer);
 	ret = xm_fib_lookup(skb, &fib, sizeof(fib), FIB_LOOKUP_OUTPUT);
@@ -46,20 +49,18 @@ static __always_inline int way_by(struct __sk_buff *skb, __u32 oif, addr_t local
 }
 
 /*
- * May a flow still leave by its entry's device? Not if the answer has changed since the last
- * CONFIRM. Where it is another device than the entry's, there are several ways, or a policy: then
- * the entry's own must still be there.
+ * May a flow still leave by its entry's device? way and by: what way_to says now, and whether there
+ * is a way by that device. Not if the answer has changed since the last CONFIRM. Where it is
+ * another device than the entry's, there are several ways, or a policy: then the entry's own must
+ * still be there.
  */
-static __always_inline int way_stays(struct __sk_buff *skb, const struct entry *e,
-				     struct entry *live)
+static __always_inline int way_stays(struct entry *live, __u64 way, __u64 by)
 {
-	__u32 way = way_to(skb, e->local, e->peer);
-
+	if (likely(by && way == live->way))
+		return 1;
 	if (!way)
 		return 1;
-	if (live->way && way != live->way)
-		return 0;
-	if (way != e->oif && !way_by(skb, e->oif, e->local, e->peer))
+	if (!by || live->way)
 		return 0;
 	live->way = way;
 	return 1;

@@ -8,8 +8,12 @@
 
 #include "maps.h"
 
-_Static_assert(__builtin_offsetof(struct entry, seal) == 8 * SEAL_WORDS, "entry seal");
-_Static_assert(__builtin_offsetof(struct slot, seal) == 8 * SEAL_WORDS, "slot seal");
+_Static_assert(__builtin_offsetof(struct entry, gen) == 8 * ENTRY_WORDS, "entry words");
+_Static_assert(__builtin_offsetof(struct entry, local) % 8 == 0 &&
+		       __builtin_offsetof(struct entry, nexthop) ==
+			       __builtin_offsetof(struct entry, local) + 8 * ADDR_WORDS,
+	       "entry ends");
+_Static_assert(__builtin_offsetof(struct slot, until) == 8 * SLOT_WORDS, "slot words");
 _Static_assert(__builtin_offsetof(struct solicit, seal) == 8 * SOLICIT_WORDS, "solicit seal");
 _Static_assert(__builtin_offsetof(struct pending, seal) == 8 * PENDING_WORDS, "pending seal");
 _Static_assert(sizeof(struct txkey_key) == 8 * TXKEY_KEY_WORDS, "txkey words");
@@ -17,34 +21,37 @@ _Static_assert(sizeof(struct flow) == 8 * FLOW_WORDS, "flow words");
 
 #define SEAL_ONE 0x27d4eb2f165667c5ULL
 
-/* The sum over n words, n being a constant. */
+/*
+ * The sum over n words, n being a constant. The constants are odd, and short enough to be part of
+ * the instruction that multiplies with them.
+ */
 static __always_inline __u64 seal_words(const __u64 *w, int n)
 {
-	__u64 sum = SEAL_ONE + w[0] * 0x9e3779b97f4a7c15ULL + w[1] * 0xbf58476d1ce4e5b9ULL;
+	__u64 sum = w[0] * 0x6c8e9cf5 + w[1] * 0x5bd1e995;
 
 	if (n > 2)
-		sum += w[2] * 0x94d049bb133111ebULL;
+		sum += w[2] * 0x38495ab5;
 	if (n > 3)
-		sum += w[3] * 0xd6e8feb86659fd93ULL + w[4] * 0xa0761d6478bd642fULL;
+		sum += w[3] * 0x7feb352d + w[4] * 0x1b873593;
 	if (n > 5)
-		sum += w[5] * 0xe7037ed1a0b428dbULL + w[6] * 0x8ebc6af09c88c6e3ULL;
+		sum += w[5] * 0x2c1b3c6d;
+	if (n > 6)
+		sum += w[6] * 0x297a2d39;
 	if (n > 7)
-		sum += w[7] * 0xa24baed4963ee407ULL + w[8] * 0x9fb21c651e98df25ULL +
-		       w[9] * 0xcb7e9b2b5f1d3a6dULL + w[10] * 0xb492b66fbe98f273ULL +
-		       w[11] * 0x9ae16a3b2f90404fULL + w[12] * 0xc949d7c7509e6557ULL;
+		sum += w[7] * 0x4f4c574b + w[8] * 0x6b43a9b5 + w[9] * 0x45d9f3b3 +
+		       w[10] * 0x3c6ef363 + w[11] * 0x52dce729;
 	return sum;
 }
 
 static __always_inline __u64 seal_flow(const struct flow *f)
 {
 	const __u64 *w = (const __u64 *)f;
-	__u64 sum = w[0] * 0x589965cc75374cc3ULL + w[1] * 0x1d8e4e27c47d124fULL +
-		    w[2] * 0xeb44accab455d165ULL + w[3] * 0xc6a4a7935bd1e995ULL;
+	__u64 sum = SEAL_ONE + w[0] * 0x165667b1 + w[1] * 0x27d4eb2f + w[2] * 0x1a85ec53 +
+		    w[3] * 0x4cf5ad43;
 
 #if FLOW_WORDS > 4
-	sum += w[4] * 0xff51afd7ed558ccdULL + w[5] * 0xc4ceb9fe1a85ec53ULL +
-	       w[6] * 0x87c37b91114253d5ULL + w[7] * 0x4cf5ad432745937fULL +
-	       w[8] * 0x52dce729da3ed6b1ULL;
+	sum += w[4] * 0x58996501 + w[5] * 0x44ccab45 + w[6] * 0x3b9b1111 + w[7] * 0x73a3d4e7 +
+	       w[8] * 0x6659fd93;
 #endif
 	return sum;
 }
@@ -56,14 +63,36 @@ static __always_inline __u64 seal_flow(const struct flow *f)
 			((const volatile __u64 *)(from))[i_];                                      \
 	} while (0)
 
+/* For words that stand behind the others. */
+#define SEAL_LAST 0x2545f491
+
+/* The sum over two addresses, one behind the other. */
+static __always_inline __u64 seal_ends(const addr_t *ends)
+{
+	const __u64 *w = (const __u64 *)ends;
+	__u64 sum = w[0] * 0x5851f42d;
+
+#if ADDR_WORDS > 1
+	sum += w[1] * 0x4c957f2d + w[2] * 0x14057b7f + w[3] * 0x369dea0f;
+#endif
+	return sum;
+}
+
 static __always_inline __u64 seal_entry(const struct flow *f, const struct entry *e)
 {
-	return seal_words((const __u64 *)e, SEAL_WORDS) + seal_flow(f);
+	const __u64 *w = (const __u64 *)e;
+
+	return seal_words(w + 1, ENTRY_WORDS - 2) +
+	       (w[ENTRY_WORDS - 1] << 16) * SEAL_LAST + /* without sent */
+	       seal_ends(&e->local) + seal_flow(f);
 }
 
 static __always_inline __u64 seal_slot(const struct slot *s)
 {
-	return seal_words((const __u64 *)s, SEAL_WORDS);
+	const __u64 *w = (const __u64 *)s;
+
+	return SEAL_ONE + seal_words(w + 1, SLOT_WORDS - 2) +
+	       (w[SLOT_WORDS - 1] << 32) * SEAL_LAST; /* without used */
 }
 
 static __always_inline __u64 seal_solicit(const struct flow *f, const struct solicit *s)
@@ -78,7 +107,7 @@ static __always_inline __u64 seal_pending(const struct flow *f, const struct pen
 
 static __always_inline __u64 seal_txkey(const struct txkey_key *k, const struct txkey *t)
 {
-	return seal_words((const __u64 *)k, TXKEY_KEY_WORDS) + t->until * 0x94d049bb133111ebULL +
+	return seal_words((const __u64 *)k, TXKEY_KEY_WORDS) + t->until * SEAL_LAST +
 	       seal_flow(&t->flow);
 }
 

@@ -17,7 +17,7 @@ static __always_inline struct vtep *vtep_get(addr_t addr);
 static __always_inline struct underlay *underlay_get(__u32 ifindex);
 static __always_inline struct pair *pair_at(__u32 idx);
 static __always_inline __u32 *pair_id(struct pair_key *k);
-static __always_inline __u32 *pair_hint(__u32 at);
+static __always_inline __u32 *block_hint_at(__u32 at);
 static __always_inline int pair_id_set(struct pair_key *k, __u32 idx);
 static __always_inline struct block *block_at(__u32 idx);
 static __always_inline struct entry *flow_get(struct flow *f);
@@ -42,7 +42,6 @@ static __always_inline void asked_set(struct mac_key *k, __u64 at);
 static __always_inline void asked_del(struct mac_key *k);
 static __always_inline struct big *big_get(__u64 *k);
 static __always_inline void big_set(__u64 *k, struct big *b);
-static __always_inline struct hop *hop_at(__u32 at);
 static __always_inline struct scratch *scratch_get(void);
 static __always_inline struct counters *counters_at(__u32 idx);
 
@@ -76,12 +75,12 @@ static __always_inline void count(__u32 link, enum counter which)
 		c->c[which]++;
 }
 
-static __always_inline void count_bytes(__u32 link, enum counter which, __u32 bytes)
+static __always_inline void count_bytes(__u32 link, enum counter which, __s64 packets, __s64 bytes)
 {
 	struct counters *c = counters_at(link);
 
 	if (c) {
-		c->c[which]++;
+		c->c[which] += packets;
 		c->c[which + 1] += bytes;
 	}
 }
@@ -186,6 +185,32 @@ static __always_inline __u32 where_link(__u32 where)
 	return id ? *id : 0;
 }
 
+/*
+ * A MAC as the lower 48 bits of a word. An Ethernet header in a packet begins two bytes before a
+ * word, so these accesses are aligned.
+ */
+static __always_inline __u64 eth_to(const struct eth_hdr *eth)
+{
+	const void *at = eth;
+
+	return *(const __u16 *)at | (__u64) * (const __u32 *)(at + 2) << 16;
+}
+
+static __always_inline __u64 eth_from(const struct eth_hdr *eth)
+{
+	const void *at = eth;
+
+	return *(const __u64 *)(at + ETH_ALEN) << 16 >> 16;
+}
+
+/* from: the protocol above the source MAC. */
+static __always_inline void eth_put(void *at, __u64 to, __u64 from)
+{
+	*(__u16 *)at = to;
+	*(__u32 *)(at + 2) = to >> 16;
+	*(__u64 *)(at + ETH_ALEN) = from;
+}
+
 static __always_inline int mac_equal(const __u8 *a, const __u8 *b)
 {
 	return a[0] == b[0] && a[1] == b[1] && a[2] == b[2] && a[3] == b[3] && a[4] == b[4] &&
@@ -207,18 +232,22 @@ static __always_inline int flow_equal(const struct flow *a, const struct flow *b
  * Boot time in ns, up to one tick old: reading the clock costs more than a table lookup. A lease
  * that is overrun by a tick is covered by the guard many times over.
  */
-static __always_inline __u64 tick_ns(void)
+static __always_inline __u64 clock_of(struct scratch *s)
 {
-	struct scratch *s = scratch_get();
 	__u64 tick = xm_jiffies();
 
-	if (!s)
-		return xm_boot_ns();
-	if (s->tick != tick) {
+	if (unlikely(s->tick != tick)) {
 		s->now = xm_boot_ns();
 		s->tick = tick;
 	}
 	return s->now;
+}
+
+static __always_inline __u64 tick_ns(void)
+{
+	struct scratch *s = scratch_get();
+
+	return s ? clock_of(s) : xm_boot_ns();
 }
 
 /* Clocks of two CPUs may differ by a tick. */
@@ -234,13 +263,15 @@ static __always_inline int later_by(__u64 now, __u64 then, __u64 ns)
  * redirected to it would be lost, so peers must be sent back into the fallback. Looked up once a
  * tick, by the one helper that says so (net/core/filter.c, bpf_ipv4_fib_lookup).
  */
-static __always_inline int link_there(struct __sk_buff *skb, struct link *link)
+static __always_inline int link_there(struct __sk_buff *skb, struct link *link, __u64 now)
 {
-	struct bpf_fib_lookup fib = { .family = XM_AF_INET, .ifindex = link->ifindex };
-	__u64 now = tick_ns();
+	struct bpf_fib_lookup fib;
 
 	if (likely(!later_by(now, link->there_at, THERE_FOR)))
 		return 1;
+	__builtin_memset(&fib, 0, sizeof(fib));
+	fib.family = XM_AF_INET;
+	fib.ifindex = link->ifindex;
 	if (xm_fib_lookup(skb, &fib, sizeof(fib), 0) == -XM_ENODEV) {
 		link->there_at = 0;
 		return 0;

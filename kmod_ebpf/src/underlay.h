@@ -129,7 +129,7 @@ static __always_inline int announced(struct __sk_buff *skb, struct conf *conf,
 	f = &scratch->flow;
 	idx = link_by_vni(h->ip.dst, vni);
 	link = link_at(idx);
-	if (!idx || !link || !(link->flags & LINK_UP) || !link_there(skb, link))
+	if (!idx || !link || !(link->flags & LINK_UP) || !link_there(skb, link, now))
 		return ACT_UNSPEC;
 	/*
 	 * The host's firewall comes after this hook, and the vxlan driver after that. So keys go
@@ -261,9 +261,9 @@ static __always_inline int make_offer(struct __sk_buff *skb, struct conf *conf)
 /* Is this UDP packet for a port? One that lacks its header is for none. */
 static __always_inline int to_port(struct __sk_buff *skb, __be16 port)
 {
-	struct udp_hdr udp;
+	__u32 ports;
 
-	return !l4_read(skb, &udp, sizeof(udp)) && udp.dst == port;
+	return !l4_word(skb, 0, &ports) && (__be16)(ports >> 16) == port;
 }
 
 static __always_inline int underlay_ingress(struct __sk_buff *skb)
@@ -392,7 +392,7 @@ static __always_inline int announce(struct __sk_buff *skb, struct conf *conf, ad
 			return ACT_SHOT; /* only asked (encode.h, ask) */
 	}
 	if (!scratch->missed_at || (skb->mark && !way_same(skb, src, dst)) ||
-	    !link_there(skb, link))
+	    !link_there(skb, link, now))
 		return ACT_UNSPEC;
 	if (!inner_flow(&h, flow_where(link, idx, vxlan_vni(h.vxlan)), &f) &&
 	    flow_equal(&f, &scratch->missed)) {
@@ -403,10 +403,8 @@ static __always_inline int announce(struct __sk_buff *skb, struct conf *conf, ad
 					    .tx_gen = scratch->tx_gen,
 					    .at = now };
 
-		if (e && addr_equal(e->peer, dst) && addr_equal(e->local, src)) {
+		if (e && addr_equal(e->peer, dst) && addr_equal(e->local, src))
 			e->gen = scratch->tx_gen;
-			e->vouched = now;
-		}
 		f.peer = dst;
 		live = solicit_get(&f);
 		if (live && now - live->at < 100 * NSEC_PER_MSEC && live->oif == s.oif &&

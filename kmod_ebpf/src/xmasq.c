@@ -21,16 +21,18 @@
 
 BPF_TABLE("array", u32, struct conf, conf, 1);
 BPF_TABLE("array", u32, struct pool, pool, 1);
-BPF_TABLE("array", u32, struct link, links, MAX_LINKS);
+/* Values that begin at a page's beginning, and so at a cache line's; nobody maps them. */
+#define LINES (1U << 10) /* BPF_F_MMAPABLE */
+BPF_F_TABLE("array", u32, struct link, links, MAX_LINKS, LINES);
 BPF_TABLE("hash", u32, u32, link_ids, MAX_LINKS);
 BPF_TABLE("hash", struct vni_key, u32, vnis, MAX_LINKS);
 BPF_TABLE("hash", addr_t, struct vtep, vteps, MAX_LINKS);
 BPF_TABLE("hash", u32, struct underlay, underlays, MAX_LINKS);
-BPF_TABLE("array", u32, struct pair, pairs, MAX_PAIRS);
+BPF_F_TABLE("array", u32, struct pair, pairs, MAX_PAIRS, LINES);
 BPF_TABLE("hash", struct pair_key, u32, pair_ids, MAX_PAIRS);
-BPF_TABLE("array", u32, u32, pair_hints, PAIR_HINTS);
+BPF_TABLE("array", u32, u32, block_hints, BLOCK_HINTS);
 BPF_TABLE("lru_hash", struct pair_key, u64, told, MAX_PAIRS * 2);
-BPF_TABLE("array", u32, struct block, blocks, MAX_BLOCKS);
+BPF_F_TABLE("array", u32, struct block, blocks, MAX_BLOCKS, LINES);
 BPF_TABLE("lru_hash", struct flow, struct entry, flows, MAX_FLOWS);
 BPF_TABLE("lru_hash", struct flow, struct solicit, solicits, MAX_OPEN);
 BPF_TABLE("lru_hash", struct flow, struct pending, pendings, MAX_OPEN);
@@ -39,7 +41,6 @@ BPF_TABLE("lru_hash", struct flow, struct grant, grants, MAX_FLOWS);
 BPF_TABLE("lru_hash", struct mac_key, struct mac_seen, macs, MAX_FLOWS / 4);
 BPF_TABLE("lru_hash", u64, struct big, bigs, MAX_FLOWS / 4);
 BPF_TABLE("lru_hash", struct mac_key, u64, asked, MAX_PAIRS);
-BPF_TABLE("percpu_array", u32, struct hop, hops, HOPS);
 BPF_TABLE("percpu_array", u32, struct scratch, scratch, 1);
 BPF_TABLE("percpu_array", u32, struct counters, stats, MAX_LINKS);
 BPF_TABLE("array", u32, u32, listen, 1); /* a bit for each listener */
@@ -97,9 +98,9 @@ static __always_inline __u32 *pair_id(struct pair_key *k)
 	return pair_ids.lookup(k);
 }
 
-static __always_inline __u32 *pair_hint(__u32 at)
+static __always_inline __u32 *block_hint_at(__u32 at)
 {
-	return pair_hints.lookup(&at);
+	return block_hints.lookup(&at);
 }
 
 static __always_inline int pair_id_set(struct pair_key *k, __u32 idx)
@@ -220,11 +221,6 @@ static __always_inline struct big *big_get(__u64 *k)
 static __always_inline void big_set(__u64 *k, struct big *b)
 {
 	bigs.update(k, b);
-}
-
-static __always_inline struct hop *hop_at(__u32 at)
-{
-	return hops.lookup(&at);
 }
 
 static __always_inline struct scratch *scratch_get(void)

@@ -102,53 +102,56 @@ def be16(value: int) -> m.Be16:  # type: ignore[valid-type]
 # --- seals (src/seal.h) -------------------------------------------------------------------------
 
 _WORD = (1 << 64) - 1
-_C = (
-    0x9E3779B97F4A7C15,
-    0xBF58476D1CE4E5B9,
-    0x94D049BB133111EB,
-    0xD6E8FEB86659FD93,
-    0xA0761D6478BD642F,
-    0xE7037ED1A0B428DB,
-    0x8EBC6AF09C88C6E3,
-    0x589965CC75374CC3,
-    0x1D8E4E27C47D124F,
-    0xEB44ACCAB455D165,
-    0xC6A4A7935BD1E995,
-)
 _ONE = 0x27D4EB2F165667C5
+#: For an entry's own words, what stands behind them, two addresses, and a flow.
+_OWN = (
+    *(0x6C8E9CF5, 0x5BD1E995, 0x38495AB5, 0x7FEB352D, 0x1B873593, 0x2C1B3C6D),
+    *(0x297A2D39, 0x4F4C574B, 0x6B43A9B5, 0x45D9F3B3, 0x3C6EF363, 0x52DCE729),
+)
+_LAST = 0x2545F491
+_ENDS = (0x5851F42D, 0x4C957F2D, 0x14057B7F, 0x369DEA0F)
+_FLOW = (
+    *(0x165667B1, 0x27D4EB2F, 0x1A85EC53, 0x4CF5AD43, 0x58996501),
+    *(0x44CCAB45, 0x3B9B1111, 0x73A3D4E7, 0x6659FD93),
+)
 
 
-def _words(raw: bytes) -> tuple[int, ...]:
-    return struct.unpack(f"<{len(raw) // 8}Q", raw)
+def _sum(raw: bytes, constants: tuple[int, ...]) -> int:
+    words = struct.unpack(f"<{len(raw) // 8}Q", raw)
+    return sum(w * c for w, c in zip(words, constants[: len(words)], strict=True))
 
 
-def _sum(words: tuple[int, ...], first: int = 0) -> int:
-    return sum(w * c for w, c in zip(words, _C[first:], strict=False)) & _WORD
+def _last(raw: bytes) -> int:
+    """What is less than a word counts as its upper bytes."""
+    return int.from_bytes(raw, "little") << 8 * (8 - len(raw)) & _WORD
 
 
-def seal_entry(f: m.Flow, e: m.Entry) -> int:
-    """The seal of a sender's entry."""
-    return (_ONE + _sum(_words(e.raw()[:56])) + _sum(_words(f.raw()), 7)) & _WORD
+def seal_entry(f: m.Struct, e: Any) -> int:
+    """The seal of a sender's entry of either family: from lease_end up to mtu, the addresses, the flow."""
+    own = e.raw()[type(e).lease_end.offset : type(e).sent.offset]
+    ends = _sum(bytes(e.local) + bytes(e.peer), _ENDS)
+    return (_ONE + _sum(own[:24], _OWN) + _last(own[24:]) * _LAST + ends + _sum(f.raw(), _FLOW)) & _WORD
 
 
-def seal_slot(s: m.Slot) -> int:
-    """The seal of a receiver's slot."""
-    return (_ONE + _sum(_words(s.raw()[:56]))) & _WORD
+def seal_slot(s: Any) -> int:
+    """The seal of a receiver's slot of either family: over all from valid up to rx_gen."""
+    own = s.raw()[type(s).valid.offset : type(s).used.offset]
+    return (_ONE + _sum(own[:-4], _OWN) + _last(own[-4:]) * _LAST) & _WORD
 
 
 def seal_solicit(f: m.Flow, s: m.Solicit) -> int:
     """The seal of a solicit."""
-    return (_ONE + _sum(_words(s.raw()[:24])) + _sum(_words(f.raw()), 7)) & _WORD
+    return (_ONE + _sum(s.raw()[:24], _OWN) + _sum(f.raw(), _FLOW)) & _WORD
 
 
 def seal_pending(f: m.Flow, p: m.Pending) -> int:
     """The seal of a pending."""
-    return (_ONE + _sum(_words(p.raw()[:40])) + _sum(_words(f.raw()), 7)) & _WORD
+    return (_ONE + _sum(p.raw()[:40], _OWN) + _sum(f.raw(), _FLOW)) & _WORD
 
 
 def seal_txkey(k: m.TxkeyKey, t: m.Txkey) -> int:
     """The seal of a sender's note of a key."""
-    return (_ONE + _sum((*_words(k.raw()), t.until)) + _sum(_words(t.flow.raw()), 7)) & _WORD
+    return (_ONE + _sum(k.raw(), _OWN) + t.until * _LAST + _sum(t.flow.raw(), _FLOW)) & _WORD
 
 
 # --- nodes --------------------------------------------------------------------------------------
@@ -255,10 +258,10 @@ class Node:
 
     def stamp(self, value: int) -> None:
         """Makes this the stamp of the packet that encode let go last."""
-        scratch = self._scratch()
+        scratch = self.scratch()
         for cpu in scratch:
             cpu.stamp = value
-        self._put_scratch(scratch)
+        self.put_scratch(scratch)
 
     def arrive(self, packet: bytes, **ctx: Any) -> Result:
         """A packet comes out of the link."""
@@ -338,18 +341,20 @@ class Node:
         """The key of a flow of this link; ifindex is filled in."""
         return m.Flow(ifindex=self.link, **fields)
 
-    def _scratch(self) -> list[m.Scratch]:
+    def scratch(self) -> list[m.Scratch]:
+        """What each CPU has."""
         raw = self.dp.maps["scratch"].lookup(u32(0))
         assert raw is not None
         size = ctypes.sizeof(m.Scratch)
         return [m.Scratch.parse(raw[i : i + size]) for i in range(0, len(raw), size)]
 
-    def _put_scratch(self, scratch: list[m.Scratch]) -> None:
+    def put_scratch(self, scratch: list[m.Scratch]) -> None:
+        """Sets what each CPU has."""
         self.dp.maps["scratch"].update(u32(0), b"".join(cpu.raw() for cpu in scratch))
 
     def missed(self) -> m.Flow | None:
         """The flow that encode noted when it let a packet go, if the last one was of such a kind."""
-        return next((x.missed for x in self._scratch() if x.missed_at), None)
+        return next((x.missed for x in self.scratch() if x.missed_at), None)
 
     def only_flow(self) -> tuple[m.Flow, m.Entry]:
         """The only flow that this node encodes."""
@@ -402,11 +407,11 @@ class Node:
                 elif name in _SEALS:
                     value.seal = _SEALS[name](key, value)
                 self.put(name, key, value)
-        scratch = self._scratch()
+        scratch = self.scratch()
         for cpu in scratch:
             for t in ("missed_at", "let_go_at"):
                 _earlier(cpu, t, ns)
-        self._put_scratch(scratch)
+        self.put_scratch(scratch)
 
     def _used(self, name: str) -> list[tuple[Any, Any]]:
         if name == "blocks":
@@ -593,7 +598,7 @@ _TIMES: dict[str, tuple[str, ...]] = {
     "conf": ("rx_hold", "tx_hold"),
     "pairs": ("strays_since", "off_until", "busy_until", "heard"),
     "blocks": ("busy_until",),
-    "flows": ("lease_end", "renew_at", "asked", "vouched", "sent_at"),
+    "flows": ("lease_end", "asked", "sent_at"),
     "solicits": ("at",),
     "pendings": ("at",),
     "txkeys": ("until",),

@@ -261,7 +261,9 @@ def test_a_link_of_another_generation(a: Node, b: Node, change: dict[str, int]) 
     assert_bounced(b, packet)
 
 
-@pytest.mark.parametrize("field", ["sip", "smac", "dscp", "variant", "ifindex", "l4_diff", "valid", "key"])
+@pytest.mark.parametrize(
+    "field", ["sip", "dip", "smac", "dmac", "dscp", "variant", "ifindex", "rx_gen", "valid", "key"]
+)
 def test_a_torn_slot_does_not_decode(a: Node, b: Node, field: str) -> None:
     packet = encoded(a, b, tcp())
     at, _, block, slot = b.slot(1)

@@ -29,6 +29,8 @@ from tests.unit.harness import (
     mac,
     now,
     raw_mac,
+    seal_entry,
+    seal_slot,
     shown,
     u32,
 )
@@ -42,34 +44,6 @@ SRC, DST = "2001:db8:1::1", "2001:db8:2::1"
 SMAC, DMAC = "02:aa:00:00:00:01", "02:aa:00:00:00:02"
 KEY = wire.key6(0x123)
 LINK, VNI = 1, 42
-_WORD = (1 << 64) - 1
-#: src/seal.h
-_WORDS = (
-    *(0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB, 0xD6E8FEB86659FD93, 0xA0761D6478BD642F),
-    *(0xE7037ED1A0B428DB, 0x8EBC6AF09C88C6E3, 0xA24BAED4963EE407, 0x9FB21C651E98DF25, 0xCB7E9B2B5F1D3A6D),
-    *(0xB492B66FBE98F273, 0x9AE16A3B2F90404F, 0xC949D7C7509E6557),
-)
-_FLOW = (
-    *(0x589965CC75374CC3, 0x1D8E4E27C47D124F, 0xEB44ACCAB455D165, 0xC6A4A7935BD1E995, 0xFF51AFD7ED558CCD),
-    *(0xC4CEB9FE1A85EC53, 0x87C37B91114253D5, 0x4CF5AD432745937F, 0x52DCE729DA3ED6B1),
-)
-
-
-def _sum(raw: bytes, constants: tuple[int, ...]) -> int:
-    words = struct.unpack(f"<{len(raw) // 8}Q", raw)
-    return sum(w * c for w, c in zip(words, constants, strict=False))
-
-
-def _diff(old: tuple[str, str], new: tuple[str, str]) -> int:
-    """What other addresses change in a pseudo header's sum, as the maps have it."""
-    total = 0
-    for text in old:
-        total += sum(~w & 0xFFFFFFFF for w in struct.unpack("<4I", bytes(T.address(text))))
-    for text in new:
-        total += sum(struct.unpack("<4I", bytes(T.address(text))))
-    while total >> 32:
-        total = (total & 0xFFFFFFFF) + (total >> 32)
-    return total
 
 
 class Host:
@@ -99,19 +73,16 @@ class Host:
         flow: Any = T.Flow(ifindex=link, sip=T.address(SRC), dip=T.address(DST))
         flow.smac, flow.dmac = mac(SMAC), mac(DMAC)
         live: Any = T.Entry(
-            lease_end=until, renew_at=until, local=T.address(A), peer=T.address(B), oif=underlay,
-            pair_gen=7, pair=1, link=LINK, wire_tos=wire.MARK << 2, mtu=1500, key=KEY, vouched=1,
-            l4_diff=_diff((SRC, DST), (A, B)),
+            lease_end=until, local=T.address(A), peer=T.address(B), oif=underlay, pair_gen=7, pair=1,
+            link=LINK, wire=wire.first_word(KEY, wire.MARK), mtu=1500, key=KEY,
         )  # fmt: skip
-        live.port = m.Be16(0x12, 0xB5)
-        live.seal = (0x27D4EB2F165667C5 + _sum(live.raw()[:104], _WORDS) + _sum(flow.raw(), _FLOW)) & _WORD
+        live.seal = seal_entry(flow, live)
         self.put("flows", flow.raw(), live)
         slot: Any = T.Slot(
             valid=until, until=until, local=T.address(B), peer=T.address(A), key=KEY, ifindex=link,
             sip=T.address(SRC), dip=T.address(DST), smac=mac(SMAC), dmac=mac(DMAC), link=LINK,
-            l4_diff=_diff((A, B), (SRC, DST)),
         )  # fmt: skip
-        slot.seal = (0x27D4EB2F165667C5 + _sum(slot.raw()[:104], _WORDS)) & _WORD
+        slot.seal = seal_slot(slot)
         block: Any = T.Block(busy_until=until, owner=3, owner_gen=3, base=(KEY >> 4) // 64)
         block.slots[(KEY >> 4) % 64] = slot
         self.put("blocks", u32(0), block)

@@ -860,7 +860,7 @@ def test_confirms_do_not_answer_confirms(a: Node, b: Node) -> None:
 def renewal(net: Bench, inner: bytes, confirm_lost: bool = False) -> wire.Control:
     """The next renewal, a second after the last one at least; returns the CONFIRM."""
     _, entry = net.a.only_flow()
-    net.pass_time(max(entry.renew_at - now(), SEC) + 100 * MS)
+    net.pass_time(max(entry.lease_end - entry.renew_ms * MS - now(), SEC) + 100 * MS)
     confirm = confirmed(net.a, net.b, inner)
     if not confirm_lost:
         net.a.ingress(confirm)
