@@ -8,6 +8,7 @@ maps, and the maps say the rest.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import itertools
 import os
@@ -120,7 +121,22 @@ class Datapath:
         if "links" not in dp.maps:
             dp.close()
             return None
+        if not dp._ours():
+            dp.close()
+            raise XmasqError(
+                "another version of xmasq has loaded the datapath of this network namespace; delete its "
+                "links or detach its devices with that version"
+            )
         return dp
+
+    def _ours(self) -> bool:
+        """Whether keys and values have the sizes of this version's structures."""
+        for name, opened in self.maps.items():
+            if name in m.LAYOUTS[self.family]:
+                key, value = (ctypes.sizeof(t) if t else 4 for t in m.LAYOUTS[self.family][name])
+                if (opened.key_size, opened.value_size) != (key, value):
+                    return False
+        return True
 
     @classmethod
     def load(
