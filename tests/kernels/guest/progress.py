@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A pytest plugin for guests: says at once what fails, makes no link too early, asks unit tests again."""
+"""A pytest plugin for guests: says at once what fails, makes no link too early, asks failing tests again."""
 
 from __future__ import annotations
 
@@ -14,9 +14,13 @@ from xmasq_link import _hold
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """One line for each failure: a guest takes long to come to the end."""
     if report.failed:
-        crash = getattr(report.longrepr, "reprcrash", None)
-        why = (crash.message if crash else str(report.longrepr)).splitlines()
-        print(f"\nfailed: {report.nodeid} ({report.when}): {' '.join(why)[:300]}", flush=True)
+        print(f"\nfailed: {_why(report)}", flush=True)
+
+
+def _why(report: pytest.TestReport) -> str:
+    crash = getattr(report.longrepr, "reprcrash", None)
+    why = (crash.message if crash else str(report.longrepr)).splitlines()
+    return f"{report.nodeid} ({report.when}): {' '.join(why)[:300]}"
 
 
 def settle() -> None:
@@ -34,21 +38,25 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
-    """Runs a unit test up to three times until it passes.
+    """Runs a test that fails once more, a unit test twice more, and says so.
 
-    The harness asks the datapath about tenths of a second on the kernel's own clock, and a guest may stand
-    still for longer. What is really wrong fails each time. What passes at the first try is not touched.
+    The tests ask the datapath about times on the kernel's own clock, unit tests about tenths of a second,
+    and an emulated CPU may stand still for longer. What is really wrong fails each time.
     """
-    if not item.nodeid.startswith("tests/unit/") or not item.get_closest_marker("root"):
+    if item.get_closest_marker("e2e"):
+        tries = 2
+    elif item.get_closest_marker("root"):
+        tries = 3
+    else:
         return None
     item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
-    for left in (2, 1, 0):
+    for left in range(tries - 1, -1, -1):
         item._initrequest()  # type: ignore[attr-defined]
         reports = runtestprotocol(item, log=False, nextitem=nextitem)
         failed = [report for report in reports if report.failed]
         if not failed or not left:
             break
-        print(f"\nagain: {item.nodeid}: {str(failed[0].longrepr).splitlines()[-1]}", flush=True)
+        print(f"\nagain: {_why(failed[0])}", flush=True)
     for report in reports:
         item.ihook.pytest_runtest_logreport(report=report)
     item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
