@@ -52,8 +52,6 @@ def macvlan(host: Host) -> None:
     # Or eth0 answers ARP for ul0's address, too, and packets arrive at whichever answers first.
     host.sysctl({"ipv4/conf/eth0/arp_ignore": 1})
     host.ip("link add link eth0 name ul0 type macvlan mode bridge")
-    # Or eth0 answers ARP for it, too, and what comes by eth0 does not come by ul0.
-    host.sysctl({"ipv4/conf/all/arp_ignore": 1})
 
 
 def bond(host: Host) -> None:
