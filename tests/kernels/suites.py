@@ -37,7 +37,6 @@ CORE_TESTS = (
     "tests/e2e/test_link.py::test_ping_tcp_and_udp_both_ways",
     "tests/e2e/test_link.py::test_full_size_packets[routed]",
     "tests/e2e/test_ipv6.py::test_ping_tcp_and_udp_both_ways[routed]",
-    "tests/e2e/test_keys.py::test_receiver_forgets_all_keys_under_datagrams[bridged]",
     "tests/e2e/test_keys.py::test_a_long_flow_stays_encoded[routed]",
     "tests/e2e/test_routes.py",
     "tests/e2e/test_lifecycle.py::test_deletion_leaves_nothing_and_the_underlay_alone[routed]",

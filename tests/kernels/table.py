@@ -21,7 +21,7 @@ BEGIN, END = "<!-- kernels: made by tests/kernels/table.py -->", "<!-- kernels: 
 #: What a row is called, and the tests that it stands for, as regular expressions.
 FEATURES = (
     ("All programs load", r"tests\.kernels\.guest\.test_machine::.*takes"),
-    ("Every verdict of the programs", r"tests\.unit\."),
+    ("Verdicts of the programs on single packets", r"tests\.unit\."),
     ("Links: traffic, negotiation, renewal, deletion", r"tests\.e2e\.test_(link|keys|lifecycle|wire_view)::"),
     ("Every protocol, frame and option", r"tests\.e2e\.test_(protocols|ethernet|nested|options|offloads)::"),
     ("Routes, neighbours, path MTU, ICMP errors", r"tests\.e2e\.test_(routes|neighbours|pmtu)::"),
@@ -40,7 +40,7 @@ FEATURES = (
     ("Two CPUs", r"tests\.kernels\.guest\.test_machine::.*cpus"),
     ("Full preemption", r"tests\.kernels\.guest\.test_machine::.*preemption"),
     (
-        "The other end runs the newest or the oldest, by virtio-net and e1000e",
+        "The other end runs the newest or the oldest, by virtio-net or e1000e",
         r"tests\.kernels\.guest\.pair\.",
     ),
 )

@@ -38,7 +38,7 @@ def test_the_table_has_the_last_result_of_each_test_and_why_some_were_skipped(tm
     report(tmp_path / "6.12.1" / "3-.xml", ("tests.unit.test_keys", "test_a", ""))
     lines = table.render(table.read(tmp_path)).splitlines()
     assert lines[0] == "| | 5.10.0-46-amd64 | 6.12.1 |"
-    assert "| Every verdict of the programs | 1 passed, **1 failed** | 1 passed |" in lines
+    assert "| Verdicts of the programs on single packets | 1 passed, **1 failed** | 1 passed |" in lines
     assert "| Containers on netkit | none <sup>1</sup> | 1 passed |" in lines
     assert "| Full preemption | not run | not run |" in lines
     assert lines[-1] == "1. this kernel has no netkit"

@@ -155,7 +155,7 @@ def test_the_nic_segments(ends: tuple[End, End]) -> None:
     """Where the driver can, the NIC itself cuts encoded packets, and counts IDs up as it does."""
     here, there = ends
     if driver() != "e1000e":
-        pytest.skip(f"{driver()} leaves segmentation to the other end, see the next test")
+        pytest.skip(f"{driver()} leaves segmentation to whoever needs it")
     for end in ends:
         end.offloads(**OFFLOADS["all on"])
 
@@ -175,7 +175,7 @@ def test_the_nic_segments(ends: tuple[End, End]) -> None:
 def test_packets_cross_the_wire_in_one_piece(ends: tuple[End, End], way: str) -> None:
     """As between two virtual machines of a host: nobody cuts a long packet, nor computes its checksum."""
     if driver() != "virtio_net":
-        pytest.skip(f"{driver()} sends segments, see the test before")
+        pytest.skip(f"{driver()} sends segments")
     for end in ends:
         end.offloads(**OFFLOADS["all on"])
     source, target = ends if way == "there" else ends[::-1]
