@@ -150,11 +150,12 @@ def udp_echo(
     count: int = 100,
     size: int = 64,
     interval: float = 0.001,
-    wait: float = 0.5,
+    wait: float = 2.0,
 ) -> EchoResult:
     """Sends ``count`` numbered datagrams of ``size`` bytes to an echo in ``target``, and counts answers.
 
-    One leaves every ``interval`` seconds; at the end it waits up to ``wait`` seconds for the rest.
+    One leaves every ``interval`` seconds, or later on a machine that is busy; at the end it waits until none
+    has come for ``wait`` seconds.
     Answers with another content than what was sent raise :class:`LabError`.
     """
     run = int.from_bytes(os.urandom(8), "big")
@@ -169,19 +170,21 @@ def udp_echo(
         client.bind((source.address, 0))
         client.connect((target.address, echo.port))
         client.setblocking(False)
-        begin = time.monotonic()
+        begin = heard = time.monotonic()
         number = 0
-        end = begin + patience(count * interval + wait)
-        while len(seen) < count and (now := time.monotonic()) < end:
+        while len(seen) < count:
+            now = time.monotonic()
             if number < count and now >= begin + number * interval:
                 client.send(content(number))
                 number += 1
-                if number == count:
-                    end = time.monotonic() + patience(wait)
-            due = begin + number * interval if number < count else end
+                heard = time.monotonic()
+            elif number == count and now >= heard + patience(wait):
+                break
+            due = begin + number * interval if number < count else heard + patience(wait)
             if not select.select([client], [], [], max(0.0, due - time.monotonic()))[0]:
                 continue
             data = client.recv(65535)
+            heard = time.monotonic()
             got = _HEADER.unpack_from(data)[1] if len(data) >= _HEADER.size else -1
             if not 0 <= got < count or data != content(got):
                 raise LabError(f"UDP from {source.name} to {target.name}: an answer has another content")
