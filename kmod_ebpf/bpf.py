@@ -148,12 +148,22 @@ class Run:
     ctx: bytes
 
 
-def prog_test_run(fd: int, data: bytes, ctx: bytes = b"", room: int = 1024) -> Run:
-    """BPF_PROG_TEST_RUN once. ctx: the settable fields of struct __sk_buff, or nothing."""
-    return prepare_test_run(fd, data, ctx, room)()
+#: The packet has CHECKSUM_COMPLETE, and the kernel looks whether that is right afterwards (Linux 6.11).
+#: If it is not, the run fails with EBADMSG.
+TEST_COMPLETE = 4
 
 
-def prepare_test_run(fd: int, data: bytes, ctx: bytes = b"", room: int = 1024) -> Callable[[], Run]:
+def prog_test_run(fd: int, data: bytes, ctx: bytes = b"", room: int = 1024, flags: int = 0) -> Run:
+    """BPF_PROG_TEST_RUN once. ctx: the settable fields of struct __sk_buff, or nothing.
+
+    flags: 0 or TEST_COMPLETE.
+    """
+    return prepare_test_run(fd, data, ctx, room, flags)()
+
+
+def prepare_test_run(
+    fd: int, data: bytes, ctx: bytes = b"", room: int = 1024, flags: int = 0
+) -> Callable[[], Run]:
     """:func:`prog_test_run`, to be called later, once: then little more than the system call is left."""
     attr = _Attr()
     out = ctypes.create_string_buffer(len(data) + room)
@@ -169,6 +179,7 @@ def prepare_test_run(fd: int, data: bytes, ctx: bytes = b"", room: int = 1024) -
         attr.put(44, len(ctx))
         attr.pointer(48, ctx)
         attr.pointer(56, ctx_out)
+    attr.put(64, flags)
 
     def run() -> Run:
         attr.call(PROG_TEST_RUN, 80)

@@ -16,16 +16,21 @@ static __always_inline __u16 csum_fold(__u64 sum)
 	return (__u16)~sum;
 }
 
+/* Such a sum as the kernel's helpers take it (__wsum). */
+static __always_inline __u32 csum_short(__u64 sum)
+{
+	sum = (sum & 0xffffffff) + (sum >> 32);
+	sum = (sum & 0xffffffff) + (sum >> 32);
+	return (__u32)sum;
+}
+
 /* The difference that two changed addresses make to a pseudo header's sum. */
 static __always_inline __u32 csum_diff(addr_t src, addr_t dst, addr_t new_src, addr_t new_dst)
 {
 	__u64 sum = addr_sum_not(src, dst);
 
 	opaque(sum); /* or all words are loaded first, for which there is no room */
-	sum += addr_sum(new_src, new_dst);
-	sum = (sum & 0xffffffff) + (sum >> 32);
-	sum = (sum & 0xffffffff) + (sum >> 32);
-	return (__u32)sum;
+	return csum_short(sum + addr_sum(new_src, new_dst));
 }
 
 /*

@@ -52,6 +52,7 @@ static __always_inline int restore(struct __sk_buff *skb, const struct ip_hdr *w
 	head.to = to << 16;
 	head.from = from << 16 >> 16 | (__u64)be16(ETHERTYPE_IP) << 48;
 	ip_decode(&head.ip, wire, sip, dip, (__u8)(from >> 48), (__u8)(from >> 56), diff);
+	ip_csum_tell(skb, wire, &head.ip, diff);
 	return xm_skb_store_bytes(skb, 0, (__u8 *)&head + 2, ETH_HLEN + IP_HDR_LEN, 0);
 }
 

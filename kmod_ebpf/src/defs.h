@@ -78,6 +78,7 @@ static int (*xm_redirect)(__u32 ifindex, __u64 flags) = (void *)23;
 static int (*xm_skb_load_bytes)(const void *skb, __u32 off, void *to, __u32 len) = (void *)26;
 static int (*xm_skb_change_tail)(void *skb, __u32 len, __u64 flags) = (void *)38;
 static int (*xm_skb_pull_data)(void *skb, __u32 len) = (void *)39;
+static __s64 (*xm_csum_update)(void *skb, __u32 diff) = (void *)40;
 static int (*xm_skb_change_head)(void *skb, __u32 len, __u64 flags) = (void *)43;
 static int (*xm_skb_adjust_room)(void *skb, __s32 diff, __u32 mode, __u64 flags) = (void *)50;
 static int (*xm_fib_lookup)(void *ctx, void *params, int plen, __u32 flags) = (void *)69;

@@ -4,9 +4,9 @@
  * the negotiation write. ip4.h has the same functions.
  *
  * The header has no checksum that would make up for its changes in skb->csum (CHECKSUM_COMPLETE),
- * so they are stored with F_RECOMPUTE_CSUM. bpf_l4_csum_replace with F_PSEUDO_HDR takes the
- * difference of the addresses off skb->csum, as if something else made up for it; the two together
- * are right.
+ * so they are stored with F_RECOMPUTE_CSUM, or told it by ip_csum_tell(). bpf_l4_csum_replace with
+ * F_PSEUDO_HDR takes the difference of the addresses off skb->csum, as if something else made up
+ * for it; the two together are right.
  */
 #ifndef XMASQ_IP6_H
 #define XMASQ_IP6_H
@@ -170,6 +170,13 @@ static __always_inline void ip_decode(struct ip_hdr *ip, const struct ip_hdr *wi
 	ip->flow = ip_flow((dscp << 2) | (ip_tos(wire) & 3), 0);
 	ip->src = sip;
 	ip->dst = dip;
+}
+
+/* Tells skb->csum that old became new. diff: csum_diff() of the addresses. */
+static __always_inline void ip_csum_tell(struct __sk_buff *skb, const struct ip_hdr *old,
+					 const struct ip_hdr *new, __u32 diff)
+{
+	xm_csum_update(skb, csum_short((__u64)diff + (__u32)~old->flow + new->flow));
 }
 
 /* An encoded packet is sent back. */

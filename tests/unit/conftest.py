@@ -2,5 +2,6 @@
 """Fixtures of the unit tests."""
 
 from tests.unit.harness import a, b, net, unentered_bench
+from tests.unit.harness6 import host
 
-__all__ = ["a", "b", "net", "unentered_bench"]
+__all__ = ["a", "b", "host", "net", "unentered_bench"]

@@ -227,13 +227,13 @@ class Node:
 
     # Programs
 
-    def run(self, program: str, packet: bytes, **ctx: Any) -> Result:
-        """Runs a program once. ctx: fields of struct __sk_buff."""
+    def run(self, program: str, packet: bytes, *, flags: int = 0, **ctx: Any) -> Result:
+        """Runs a program once. flags: bpf.TEST_COMPLETE. ctx: fields of struct __sk_buff."""
         try:
-            out = bpf.prog_test_run(self.dp.programs[program], bytes(packet), context(**ctx))
+            out = bpf.prog_test_run(self.dp.programs[program], bytes(packet), context(**ctx), flags=flags)
         except OSError as e:
             if e.errno == errno.EINVAL and ctx.pop("ingress_ifindex", None):
-                self.run(program, packet, **ctx)  # or something else is wrong
+                self.run(program, packet, flags=flags, **ctx)  # or something else is wrong
                 pytest.skip("this kernel's test runs cannot set ingress_ifindex")
             raise
         return _result(out)
