@@ -215,6 +215,7 @@ class World:
                     f"link set {veth} up",
                     f"route add {container.address}/32 dev {veth} src {new.address}",
                 )
+                _wait_for_carriers(container)
         self.hosts[at] = self.x.hosts[at] = new
         self._make(new)
         for other in self.hosts:
@@ -239,6 +240,7 @@ class World:
         container.host.containers.pop(container.short)
         host.containers[container.short] = container
         container.host = host
+        _wait_for_carriers(container)
         container.announce()
         return begin, time.monotonic() + SETTLE
 
@@ -289,6 +291,12 @@ def _join(overlay: Overlay, host: Host) -> None:
         lines.append(f"neigh add {via} lladdr {overlay.lladdr(other)} dev {link} nud permanent")
         lines.append(f"route add {overlay.subnet(other)} via {via} dev {link} onlink")
     host.ip(*lines)
+
+
+def _wait_for_carriers(container: Container) -> None:
+    """A container whose veth went to another host has a network again when both ends know."""
+    container.wait_for_carrier("eth0")
+    container.host.wait_for_carrier(container.veth)
 
 
 def _pin(overlay: Overlay) -> None:
@@ -357,8 +365,21 @@ class Outcome:
         x, v = self.lost()
         allowed = v + (chance(x, self.x.sent, v, self.v.sent) if by_chance else 0)
         if x > allowed:
-            found.append(f"{x} of {self.x.sent} lost, vxlan {v} of {self.v.sent}")
+            found.append(f"{x} of {self.x.sent} lost, vxlan {v} of {self.v.sent}; {self._when()}")
         return found
+
+    def _when(self) -> str:
+        """When those lost over xmasq were sent that had a network; for whoever looks for the cause."""
+        times = [at for at in self.x.lost_at if _outside([at], self.windows)]
+        if not self.windows:
+            return f"within {times[-1] - times[0]:.3f} s" if times else ""
+        marks = [
+            (f"{name} {number}", at)
+            for number, span in enumerate(self.windows, 1)
+            for name, at in zip(("begin", "end"), span, strict=True)
+        ]
+        near = [min(((at - mark, name) for name, mark in marks), key=lambda one: abs(one[0])) for at in times]
+        return "sent " + ", ".join(f"{after:+.3f} s from {name}" for after, name in near[:10])
 
 
 def _outside(times: Sequence[float], windows: Sequence[Window]) -> int:
