@@ -104,7 +104,7 @@ def _reaches_nobody(device: Any) -> bool:
 
 
 def _is_network(device: Any) -> bool:
-    return device["ifi_type"] == _ARPHRD_ETHER and _dev.kind(device) not in ("vxlan", "geneve")
+    return device["ifi_type"] == _ARPHRD_ETHER and _dev.kind(device) not in ("vxlan", "geneve", *_NOWHERE)
 
 
 def _gateway_devices(ipr: IPRoute, family: int) -> Iterator[int]:
@@ -124,6 +124,11 @@ def _check(ipr: IPRoute, device: Any, hint: str) -> None:
     name = _name(device)
     if device["ifi_type"] != _ARPHRD_ETHER:
         raise InputError("dev", f"{name} has no Ethernet header and cannot carry encoded packets; {hint}")
+    if _dev.kind(device) in _NOWHERE:
+        kind = _dev.kind(device)
+        raise InputError(
+            "dev", f"{name} is a {kind} device: no packet leaves by it; name what reaches the peers"
+        )
     index = device.get_attr("IFLA_MASTER")
     master = _at(ipr, index) if index else None
     if master is not None and _dev.kind(master) in _SWITCHES:

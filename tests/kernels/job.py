@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import fcntl
+import itertools
+import os
 import shlex
 import shutil
 import sys
@@ -46,10 +49,18 @@ class Outcome:
 
 
 def directory(name: str) -> Path:
-    """A new, empty directory for the results of ``name``."""
-    path = RESULTS / name
+    """An empty directory for the results of ``name``: nobody else's until this process ends."""
+    RESULTS.mkdir(exist_ok=True)
+    for number in itertools.count(1):
+        path = RESULTS / (name if number == 1 else f"{name}-{number}")
+        lock = os.open(RESULTS / f".{path.name}.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            os.close(lock)
     shutil.rmtree(path, ignore_errors=True)
-    path.mkdir(parents=True)
+    path.mkdir()
     return path
 
 

@@ -28,7 +28,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.lab import Container, Host, Lab, LabError, Overlay
+from tests.lab import Container, Host, Lab, LabError, Overlay, patience
 
 #: Destination ports of the tagged datagrams.
 PORTS = (7000, 7001, 20000)
@@ -197,7 +197,7 @@ class Tagged:
         rate: float = 1000,
         seconds: float = 60,
         count: int = COUNT_MAX,
-        drain: float = DRAIN,
+        drain: float = patience(DRAIN),
         seed: int | None = None,
     ) -> None:
         if not flows:
@@ -207,7 +207,7 @@ class Tagged:
         if not 0 < total <= RATE_MAX:
             raise LabError(f"rate {total:g}: up to {RATE_MAX} datagrams a second are allowed")
         self._lab = lab
-        self._limit = seconds + drain + 30
+        self._limit = seconds + drain + patience(30)
         containers = list(dict.fromkeys(c for flow in flows for c in (flow.source, flow.target)))
         numbers = {container: number for number, container in enumerate(containers)}
         vnis = {c: flow.vni for flow in flows for c in (flow.source, flow.target)}
@@ -244,7 +244,7 @@ class Tagged:
         assert self._child.stdin is not None
         self._child.stdin.write(json.dumps(config) + "\n")
         self._child.stdin.flush()
-        if self._line(20) != "ready":
+        if self._line(patience(20)) != "ready":
             raise LabError("the tagged traffic's generator did not start")
         self.begin = time.monotonic()
         self._child.stdin.write("start\n")

@@ -349,10 +349,11 @@ class Outcome:
         """How many were lost over xmasq and over vxlan while the network was there."""
         return self.x.lost_outside(self.windows), self.v.lost_outside(self.windows)
 
-    def problems(self, *, by_chance: bool = False) -> list[str]:
+    def problems(self, *, by_chance: bool = False, clustering: float = 1) -> list[str]:
         """What must not be: datagrams astray, changed, or lost where vxlan does not lose them.
 
-        ``by_chance``: the fault takes packets by chance, so the two losses differ by chance.
+        ``by_chance``: the fault takes packets by chance, so the two losses differ by chance. ``clustering``:
+        by how much the variance of how many it takes is above that of a fault that takes each by itself.
         """
         found = []
         if self.result.misdelivered:
@@ -363,7 +364,7 @@ class Outcome:
         if at_host := sum(_outside(tally.at_host, self.windows) for tally in self.result.tallies.values()):
             found.append(f"{at_host} reached a host's own stack")
         x, v = self.lost()
-        allowed = v + (chance(x, self.x.sent, v, self.v.sent) if by_chance else 0)
+        allowed = v + (chance(x, self.x.sent, v, self.v.sent, clustering) if by_chance else 0)
         if x > allowed:
             found.append(f"{x} of {self.x.sent} lost, vxlan {v} of {self.v.sent}; {self._when()}")
         return found
@@ -393,16 +394,17 @@ def share(counts: Counter[str]) -> float:
     return counts["encoded"] / able if able > 0 else 0.0
 
 
-def chance(x: int, x_sent: int, v: int, v_sent: int) -> float:
+def chance(x: int, x_sent: int, v: int, v_sent: int, clustering: float = 1) -> float:
     """By how much x may be over v when both lose with the same chance: five standard deviations.
 
-    That is one false alarm in some million runs.
+    That is one false alarm in some million runs. ``clustering``: see :meth:`Outcome.problems`.
     """
     if not x_sent or not v_sent:
         return 0
     p = (x + v) / (x_sent + v_sent)
     expected = v * x_sent / v_sent - v
-    return expected + 5 * x_sent * (p * (1 - p) * (1 / x_sent + 1 / v_sent)) ** 0.5
+    variance = clustering * p * (1 - p) * (1 / x_sent + 1 / v_sent)
+    return expected + 5 * x_sent * variance**0.5
 
 
 def run(

@@ -38,10 +38,22 @@ def test_the_table_has_the_last_result_of_each_test_and_why_some_were_skipped(tm
     report(tmp_path / "6.12.1" / "3-.xml", ("tests.unit.test_keys", "test_a", ""))
     lines = table.render(table.read(tmp_path)).splitlines()
     assert lines[0] == "| | 5.10.0-46-amd64 | 6.12.1 |"
-    assert "| Verdicts of the programs on single packets | 1 passed, **1 failed** | 1 passed |" in lines
+    row = "| Unit tests: verdicts of the programs on single packets, input, output "
+    assert f"{row}| 1 passed, **1 failed** | 1 passed |" in lines
     assert "| Containers on netkit | none <sup>1</sup> | 1 passed |" in lines
     assert "| Full preemption | not run | not run |" in lines
     assert lines[-1] == "1. this kernel has no netkit"
+
+
+def test_two_runs_of_one_kernel_have_a_directory_each(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(job, "RESULTS", tmp_path / "results")
+    first = job.directory("5.10")
+    (first / "junit.xml").touch()
+    second = job.directory("5.10")
+    assert (first.name, second.name) == ("5.10", "5.10-2")
+    assert (first / "junit.xml").exists()
 
 
 def test_the_job_takes_paths_or_runs_all_suites_and_quotes() -> None:
