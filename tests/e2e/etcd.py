@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
 
-from tests.lab import Host
+from tests.lab import Host, patience
 
 from .cni import Network
 from .observe import until
@@ -50,7 +50,7 @@ class Etcd:
         request = Request(self.url + path, json.dumps(body).encode(), headers)
 
         def ask() -> dict[str, Any]:
-            with urlopen(request, timeout=10, context=self.context) as response:
+            with urlopen(request, timeout=patience(10), context=self.context) as response:
                 answer: dict[str, Any] = json.load(response)
                 return answer
 
@@ -92,7 +92,7 @@ class Agent:
     def stop(self, how: signal.Signals = signal.SIGTERM) -> int:
         assert self.process is not None
         self.process.send_signal(how)
-        return self.process.wait(timeout=10)
+        return self.process.wait(timeout=patience(10))
 
     def said(self) -> str:
         return self.log.read_text()

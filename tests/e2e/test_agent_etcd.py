@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from tests.lab import Lab, tcp_transfer
+from tests.lab import Lab, patience, tcp_transfer
 from tests.lab.process import run
 
 from .cni import Network, Pod
@@ -119,7 +119,7 @@ def test_outages_of_etcd(lab, etcd):
     shutil.rmtree(etcd.data)
     etcd.start()
     answered = lost = 0
-    deadline = time.monotonic() + 40
+    deadline = time.monotonic() + patience(40)
     while len(etcd.subnets()) < 3 and time.monotonic() < deadline:
         result = a.ping(b, count=10, interval=0.02)
         answered += result.received

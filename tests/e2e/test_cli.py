@@ -420,7 +420,7 @@ def test_delete_removes_all(host):
     xmasq(host, "link", "del", "xm0")
     assert state(host) == before
     # Programs and maps end when the kernel has seen their last user off, a moment later.
-    end = time.monotonic() + 5
+    end = time.monotonic() + patience(5)
     while (left := _alive(during)) and time.monotonic() < end:
         time.sleep(0.02)
     assert not left
@@ -648,7 +648,7 @@ def _run(host: Host, words: list[str], signal_after: float | None, signum: int) 
     out, err = process.communicate(timeout=patience(30))
     took = time.monotonic() - start
     assert (out, err) == ("", "")
-    end = time.monotonic() + 5
+    end = time.monotonic() + patience(5)
     while (left := _session(process.pid)) and time.monotonic() < end:
         time.sleep(0.02)
     assert not left

@@ -461,7 +461,7 @@ def test_two_address_families(lab):
         client.settimeout(10)
         client.connect((b.address, 9))
         client.sendall(bytes(3_000_000))
-    assert server.communicate(timeout=10)[0] == "3000000\n"
+    assert server.communicate(timeout=patience(10))[0] == "3000000\n"
     for link in ("xm0", "xm0-6"):
         counted = stats(one, link)
         assert counted["encoded"] > 10 > counted["error"]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab import ROOT, Container, Host, tcp_transfer, xmasq, xmasq_json
+from tests.lab import ROOT, Container, Host, patience, tcp_transfer, xmasq, xmasq_json
 
 from .observe import negotiate, programs, stats
 
@@ -47,7 +47,7 @@ def environment(host: Host, peer: Host, path: Path) -> dict[str, str]:
 
 def run(host: Host, command: list[str], env: dict[str, str]) -> str:
     process = host.popen(command, env=env)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=patience(60))
     assert process.returncode == 0, err
     return str(out)
 
@@ -107,7 +107,7 @@ def test_python(lab, tmp_path):
     run(hosts[0], [sys.executable, "-c", script], env)
     assert xmasq_json(hosts[0], "link", "show")[0]["linkinfo"]["info_data"]["local"] == "192.0.2.9"
     bad = hosts[0].popen([sys.executable, "-c", script], env=env | {"LINK": "a/b", "NODE_IP": "192.0.2.1"})
-    assert bad.communicate(timeout=30)[1].startswith("configuration: name: ")
+    assert bad.communicate(timeout=patience(30))[1].startswith("configuration: name: ")
 
 
 def test_the_go_code_names_what_the_command_prints(lab):

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.test_cli import hooks, state
-from tests.lab import ROOT, Host, Lab, xmasq_json
+from tests.lab import ROOT, Host, Lab, patience, xmasq_json
 
 pytestmark = pytest.mark.e2e
 
@@ -65,7 +65,7 @@ def test_ten_at_once(host: Host):
     words = [sys.executable, "-c", WORKER, host.name]
     workers = [host.lab.start([*words, str(number), host.address, "2"]) for number in numbers]
     for worker in workers:
-        assert worker.communicate(timeout=120) == ("", "")
+        assert worker.communicate(timeout=patience(120)) == ("", "")
         assert worker.returncode == 0
     links = {link["ifname"] for link in xmasq_json(host, "link", "show")}
     assert links - {"same"} == {f"own{number}" for number in numbers}
@@ -104,7 +104,7 @@ def test_interrupted_while_python_starts(launcher, signum):
         )
         time.sleep(at * 0.005)
         process.send_signal(signum)
-        _, err = process.communicate(timeout=30)
+        _, err = process.communicate(timeout=patience(30))
         assert err == ""
         statuses.append(process.returncode)
     # The very first may come before the launcher itself runs.

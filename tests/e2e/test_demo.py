@@ -68,7 +68,7 @@ def test_report():
 
 def test_interrupted():
     demo = start("--rounds", "1", LC_ALL="C")
-    end = time.monotonic() + 60
+    end = time.monotonic() + patience(60)
     while not list(NETNS.glob(f"xmq-{demo.pid}-1-*")):  # the second of the three networks
         assert time.monotonic() < end
         time.sleep(0.01)

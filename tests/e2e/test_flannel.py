@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from pyroute2 import IPRoute
 
-from tests.lab import ROOT, Container, Host, tcp_transfer, udp_echo, xmasq, xmasq_json
+from tests.lab import ROOT, Container, Host, patience, tcp_transfer, udp_echo, xmasq, xmasq_json
 from xmasq_link import _flannel
 
 from .observe import Stream, flow, negotiate, programs, stats, until
@@ -344,7 +344,7 @@ def test_bad_input(bare, words, environment, argument):
         [sys.executable, "-m", "xmasq_link", "flannel", *shlex.split(words)],
         env={**os.environ, **environment},
     )
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=patience(30))
     assert (process.returncode, out) == (2, "")
     assert err.startswith(f"xmasq: {argument}: ")
     assert err.count("\n") == 1

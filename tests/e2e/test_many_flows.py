@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from tests.lab import Container, routed_overlay, xmasq
+from tests.lab import Container, patience, routed_overlay, xmasq
 
 from .observe import flows, meet, stats
 
@@ -63,7 +63,7 @@ def test_flows(lab, family, side, count, options):
     pairs = list(itertools.product(more_addresses(a, side[0]), more_addresses(b, side[1])))
     sockets: dict[str, socket.socket] = {}
     try:
-        end = time.monotonic() + 45
+        end = time.monotonic() + patience(45)
         left = pairs
         while left and time.monotonic() < end:
             send(a, sockets, left)
@@ -106,7 +106,7 @@ def test_hosts_that_disagree_about_the_bits_use_the_fallback(lab):
     hosts[1].ip(*lines)
     hosts[1].bridge(f"fdb append {overlay.lladdr(hosts[0])} dev xm0 dst {hosts[0].address} self permanent")
     a, b = overlay.containers
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + patience(20)
     while sum(stats(host)["ctl_params"] for host in hosts) == 0 and time.monotonic() < deadline:
         assert a.ping(b, count=5, interval=0.05).received == 5
     assert sum(stats(host)["ctl_params"] for host in hosts) > 0

@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import xmasq_link
 from tests.e2e.observe import negotiate, stats
-from tests.lab import ROOT, Lab, Overlay, routed_overlay, xmasq, xmasq_json
+from tests.lab import ROOT, Lab, Overlay, patience, routed_overlay, xmasq, xmasq_json
 
 pytestmark = pytest.mark.e2e
 
@@ -69,7 +69,7 @@ def test_over_http(overlay):
 
         def get() -> str:
             opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-            with opener.open("http://127.0.0.1:9469/metrics", timeout=10) as answer:
+            with opener.open("http://127.0.0.1:9469/metrics", timeout=patience(10)) as answer:
                 return answer.read().decode()
 
         found = values(host.inside(get))

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from tests.lab import Container, Host, Namespace, Overlay, UdpService, routed_overlay, tcp_transfer
+from tests.lab import Container, Host, Namespace, Overlay, UdpService, patience, routed_overlay, tcp_transfer
 
 from .observe import Stream, flow, negotiate, stats, until
 
@@ -238,7 +238,7 @@ def transfer_through(source: Container, target: Container, port: int, size: int)
                 left -= len(data)
                 back += len(data)
         client.shutdown(socket.SHUT_WR)
-        thread.join(timeout=20)
+        thread.join(timeout=patience(20))
     assert got == [sent]
     assert back == sent
 

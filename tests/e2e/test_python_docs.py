@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from tests.lab import ROOT, Lab, xmasq
+from tests.lab import ROOT, Lab, patience, xmasq
 
 pytestmark = pytest.mark.e2e
 
@@ -38,7 +38,7 @@ def test_the_tutorial_runs():
             capture_output=True,
             text=True,
             cwd=ROOT,
-            timeout=60,
+            timeout=patience(60),
         )
         assert (done.returncode, done.stderr) == (0, ""), done.stderr
         assert "xm0 42 eth0 1500\n" in done.stdout

@@ -21,7 +21,7 @@ import pytest
 
 import xmasq_link
 from tests.e2e.observe import meet, negotiate, on_hook
-from tests.lab import ROOT, Host, Lab, Overlay, routed_overlay, xmasq
+from tests.lab import ROOT, Host, Lab, Overlay, patience, routed_overlay, xmasq
 
 pytestmark = pytest.mark.e2e
 XMASQ = [sys.executable, "-m", "xmasq_link"]
@@ -113,7 +113,7 @@ def test_a_screen(overlay):
     )
     os.close(follower)
     seen = b""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + patience(20)
     while b.address.encode() not in seen and time.monotonic() < deadline:
         a.ping(b, count=5)
         while select.select([leader], [], [], 0.05)[0]:
