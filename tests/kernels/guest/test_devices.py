@@ -145,14 +145,14 @@ def test_containers_on_netkit(overlay: Overlay) -> None:
     """A pair of netkit devices in layer 3 mode in the place of a container's veth."""
     made: list[Container] = []
     for host in overlay.hosts:
-        need(host, "netkit", "ip link add nk0 type netkit")
-        peer = next(one["ifname"] for one in host.ip_json("link show type netkit") if one["ifname"] != "nk0")
+        need(host, "netkit", "ip link add outer0 type netkit")
+        (peer,) = {one["ifname"] for one in host.ip_json("link show type netkit")} - {"outer0"}
         address = overlay.container_address(host, 9)
         container = Container(host, "netkit", address)
         host.ip(
             f"link set {peer} netns {container.name}",
-            "link set nk0 up",
-            f"route add {address}/32 dev nk0 src {host.address}",
+            "link set outer0 up",
+            f"route add {address}/32 dev outer0 src {host.address}",
         )
         container.ip(
             "link set lo up",
