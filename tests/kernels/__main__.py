@@ -47,7 +47,11 @@ def main() -> int:
         "--jobs", type=int, metavar="N", help="kernels at a time; default 1, with --core 2: a CPU for each"
     )
     parser.add_argument(
-        "--minutes", type=float, default=180, metavar="N", help="limit for each kernel; default 180"
+        "--minutes",
+        type=float,
+        default=180,
+        metavar="N",
+        help="after so long no other test begins on a kernel; default 180",
     )
     parser.add_argument("arguments", nargs="*", metavar="-- ARGUMENT", help="for pytest")
     options = parser.parse_args()

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import fcntl
 import itertools
+import math
 import os
 import shlex
 import shutil
@@ -91,8 +92,11 @@ def datapath(path: str) -> str:
     )
 
 
-def script(arguments: Sequence[str], *, jobs: int, slowness: float) -> str:
-    """The shell script that runs pytest with these arguments, ``jobs`` tests at a time; 0: in one process."""
+def script(arguments: Sequence[str], *, jobs: int, slowness: float, seconds: float = math.inf) -> str:
+    """The shell script that runs pytest with these arguments, ``jobs`` tests at a time; 0: in one process.
+
+    After so many seconds it begins no other test.
+    """
     paths = [] if any(word.split("::")[0].startswith("tests") for word in arguments) else SUITES
     words = [
         *(sys.executable, "-m", "pytest", "-q"),
@@ -111,7 +115,7 @@ def script(arguments: Sequence[str], *, jobs: int, slowness: float) -> str:
     ]
     return f"""cd {shlex.quote(str(ROOT))} || exit
 {datapath("/run/job")}
-export XMASQ_TEST_SLOWNESS={slowness:g} COLUMNS=110
+export XMASQ_TEST_SLOWNESS={slowness:g} XMASQ_GUEST_SECONDS={seconds:g} COLUMNS=110
 set -o pipefail
 {shlex.join(words)} | cat
 """
@@ -132,7 +136,9 @@ def run(
     """
     where = directory(kernel.series.name)
     compile_into(where)
-    (where / "job.sh").write_text(script(arguments, jobs=cpus if cpus > 1 else 0, slowness=SLOWNESS))
+    limits = limits or Limits()
+    text = script(arguments, jobs=cpus if cpus > 1 else 0, slowness=SLOWNESS, seconds=limits.total)
+    (where / "job.sh").write_text(text)
     begin = time.monotonic()
     with open(where / "output", "w") as output:
 
@@ -140,7 +146,7 @@ def run(
             print(line, file=output, flush=True)
             say(line)
 
-        machine = Machine(kernel, where, cpus=cpus, options=options, limits=limits or Limits())
+        machine = Machine(kernel, where, cpus=cpus, options=options, limits=limits)
         status = machine.run(both)
     for big in ("initramfs", "warm.tar", "repository.tar"):
         (where / big).unlink(missing_ok=True)

@@ -62,7 +62,8 @@ def run(
     job.compile_into(where)
     job.compile_into(where / "second")
     arguments = [*arguments, "tests/kernels/guest/pair", "-p", "no:randomly"]
-    (where / "job.sh").write_text(job.script(arguments, jobs=0, slowness=job.SLOWNESS))
+    text = job.script(arguments, jobs=0, slowness=job.SLOWNESS, seconds=limits.total)
+    (where / "job.sh").write_text(text)
     agent = f"exec {sys.executable} -m tests.kernels.guest.pair.agent"
     (where / "second" / "job.sh").write_text(f"cd {job.ROOT}\n{job.datapath('/run/job')}\n{agent}\n")
     failure: list[KernelsError] = []

@@ -1,19 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A pytest plugin for guests: says at once what fails, and makes no link too early."""
+"""A pytest plugin for guests: says at once what fails, ends in time, and makes no link too early."""
 
 from __future__ import annotations
 
+import os
 import time
 
 import pytest
 
 from xmasq_link import _hold
 
+#: When to begin no other test, by time.monotonic(). What has run by then is reported.
+_END = time.monotonic() + float(os.environ.get("XMASQ_GUEST_SECONDS", "inf"))
+
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """One line for each failure: a guest takes long to come to the end."""
     if report.failed:
         print(f"\nfailed: {_why(report)}", flush=True)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    """Ends the run, as Ctrl-C would, once its time is over."""
+    if time.monotonic() > _END:
+        item.session.shouldstop = "the time for this kernel is over"
 
 
 def _why(report: pytest.TestReport) -> str:
