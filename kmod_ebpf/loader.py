@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import hashlib
 import json
 import os
@@ -16,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from . import bpf, btf
+from . import bpf, btf, cache, summed
 from .maps import EVENT_LISTENERS
 
 SOURCE = Path(__file__).parent / "src"
@@ -36,7 +35,6 @@ COUNT_IN, COUNT_OUT = "xmasq_count_in", "xmasq_count_out"
 COUNT = ("count.c", (COUNT_IN, COUNT_OUT))
 Unit = tuple[str, tuple[str, ...]]
 
-CACHE = Path("/var/cache/xmasq")
 _COMPILE_SECONDS = 120
 
 
@@ -149,29 +147,21 @@ def _run_compiler(unit: Unit, family: int, clock: int) -> str:
 
 
 def compile_object(
-    cache: Path | None = CACHE, unit: Unit = DATAPATH, family: int = 4, clock: int = 0
+    directory: Path | None = cache.DIRECTORY, unit: Unit = DATAPATH, family: int = 4, clock: int = 0
 ) -> Object:
     """What is compiled of a unit, from the cache if the sources have not changed.
 
-    cache: a directory that only root can write, or None. family: of the underlay, 4 or 6. clock: for tests,
+    directory: of the cache, or None for none. family: of the underlay, 4 or 6. clock: for tests,
     the time in ns at which the programs' clock stands still; 0: it is the kernel's. Raises CompileError.
     """
     held = f"-{clock}" if clock else ""
-    file = cache / f"{_digest()}-{Path(unit[0]).stem}-{family}{held}.json" if cache else None
-    text = None
-    if file:
-        with contextlib.suppress(OSError):
-            stat = file.stat()
-            if stat.st_uid == 0 and not stat.st_mode & 0o022:
-                text = file.read_text()
+    name = f"{_digest()}-{Path(unit[0]).stem}-{family}{held}.json"
+    file = directory / name if directory else None
+    text = cache.read(file) if file else None
     if text is None:
         text = _run_compiler(unit, family, clock)
-        if file and cache:
-            with contextlib.suppress(OSError):  # a read-only system only compiles more often
-                cache.mkdir(mode=0o755, parents=True, exist_ok=True)
-                part = cache / f".{os.getpid()}.part"
-                part.write_text(text)
-                part.rename(file)
+        if file:
+            cache.write(file, text)
     try:
         data = json.loads(text)
         return Object(data["maps"], data["programs"], family)
@@ -211,10 +201,12 @@ def load(
     sizes: Mapping[str, int] | None = None,
     programs: Sequence[str] = PROGRAMS,
     called: Mapping[str, str] | None = None,
+    read_summed: bool = True,
 ) -> Loaded:
     """Creates the maps and loads programs.
 
     sizes: max_entries of maps other than the default. called: names of programs other than their own.
+    read_summed: whether programs read skb->ip_summed, if this kernel lets them (summed.py).
 
     Raises LoadError, and then has left nothing behind.
     """
@@ -226,23 +218,28 @@ def load(
             except OSError as e:
                 raise LoadError(f"the kernel refuses the map {spec['name']}: {e.strerror}") from e
         for name in programs:
-            loaded.programs[name] = load_program(obj, name, loaded.maps, (called or {}).get(name, ""))
+            its = (called or {}).get(name, "")
+            loaded.programs[name] = load_program(obj, name, loaded.maps, its, read_summed)
     except BaseException:
         loaded.close()
         raise
     return loaded
 
 
-def load_program(obj: Object, name: str, maps: Mapping[str, bpf.Map], called: str = "") -> int:
+def load_program(
+    obj: Object, name: str, maps: Mapping[str, bpf.Map], called: str = "", read_summed: bool = True
+) -> int:
     """Loads one program onto existing maps; returns its fd. called: if it shall have another name.
 
-    Raises LoadError.
+    read_summed: as for :func:`load`. Raises LoadError.
     """
     name = kernel_name(name, obj.family)
     prog = next(p for p in obj.programs if p["name"] == name)
     insns = bytearray(base64.b64decode(str(prog["insns"])))
     for at, map_name in prog["relocations"]:  # type: ignore[attr-defined]
         struct.pack_into("<i", insns, at + 4, maps[map_name].fd)
+    if summed.wanted(insns):
+        summed.patch(insns, summed.field() if read_summed else None)
     try:
         return bpf.prog_load(called or name, bytes(insns))
     except OSError as e:
