@@ -33,6 +33,43 @@ static __always_inline __u32 csum_diff(addr_t src, addr_t dst, addr_t new_src, a
 	return csum_short(sum + addr_sum(new_src, new_dst));
 }
 
+/* skb->ip_summed (linux/skbuff.h): who is to see to a packet's checksum. Others: nobody. */
+#define CHECKSUM_COMPLETE 2 /* skb->csum is the sum of the packet, and has to stay so */
+#define CHECKSUM_PARTIAL 3 /* a device: only the pseudo header's sum is in the checksum's place */
+
+/*
+ * Where the kernel lets a program see it, the loader has this read skb->ip_summed, which costs next
+ * to nothing. Elsewhere it has it say COMPLETE, for which all that follows asks the helper
+ * (summed.py).
+ */
+#define IP_SUMMED 0x786d6971
+static const void *(*xm_kernel_skb)(void *skb) = (void *)IP_SUMMED;
+
+static __always_inline __u64 ip_summed(struct __sk_buff *skb)
+{
+	const void *kernel_skb = xm_kernel_skb(skb);
+	__u64 summed;
+
+	asm volatile("%0 = *(u8 *)(%1 + 0)\n\t"
+		     "%0 &= %2\n\t"
+		     "%0 >>= 0"
+		     : "=r"(summed)
+		     : "r"(kernel_skb), "i"(IP_SUMMED));
+	return summed;
+}
+
+/*
+ * A checksum after what it covers has changed by diff, as the kernel's own
+ * inet_proto_csum_replace_by_diff (net/core/utils.c) has it. partial: it is the sum that a device
+ * is to go on with, not the complement.
+ */
+static __always_inline __u16 csum_move(__u16 have, __u32 diff, int partial)
+{
+	if (partial)
+		return ~csum_fold((__u64)diff + have);
+	return csum_fold((__u64)diff + (__u16)~have);
+}
+
 /*
  * Copies what follows the IP header. Most often it lies in the packet's linear part, where a look
  * is cheaper than the helper's call. size: a constant.
@@ -62,11 +99,26 @@ static __always_inline int l4_word(struct __sk_buff *skb, const __u32 at, __u32 
 }
 
 /*
- * UDP. A container's own tunnel may send a packet whose UDP checksum is complete, while its
- * innermost one is still to be written by a device (local checksum offload): then the helper takes
- * the complete one for unfinished. An unfinished one is the pseudo header's sum.
+ * A container's own tunnel may send a packet whose UDP checksum is complete, while its innermost
+ * one is still to be written by a device (local checksum offload). An unfinished one is the pseudo
+ * header's sum.
  */
-static __always_inline int udp_csum_shift(struct __sk_buff *skb, addr_t src, addr_t dst, __u32 diff)
+static __always_inline int udp_unfinished(const struct ip_hdr *ip, __be16 len, __u16 have)
+{
+	return have == (__u16)~csum_fold(addr_sum(ip->src, ip->dst) + be16(IPPROTO_UDP) + len);
+}
+
+static __always_inline __u16 udp_csum_move(const struct ip_hdr *ip, __be16 len, __u16 have,
+					   __u32 diff, int partial)
+{
+	__u16 want = csum_move(have, diff, partial && udp_unfinished(ip, len, have));
+
+	return !have ? 0 : want ? want : 0xffff;
+}
+
+/* UDP by the helper, which takes a complete checksum for unfinished if an inner one is. */
+static __always_inline int udp_csum_shift(struct __sk_buff *skb, const struct ip_hdr *ip,
+					  __u32 diff)
 {
 	__u32 off = ETH_HLEN + IP_HDR_LEN, word;
 	__u16 want, have, len;
@@ -80,11 +132,9 @@ static __always_inline int udp_csum_shift(struct __sk_buff *skb, addr_t src, add
 		return 0;
 	if (xm_l4_csum_replace(skb, off + 6, 0, diff, F_PSEUDO_HDR | F_MARK_MANGLED_0))
 		return -1;
-	if (likely(have == (__u16)~csum_fold(addr_sum(src, dst) + be16(IPPROTO_UDP) + len)))
+	if (likely(udp_unfinished(ip, len, have)))
 		return 0;
-	want = csum_fold((__u64)diff + (__u16)~have);
-	if (!want)
-		want = 0xffff;
+	want = udp_csum_move(ip, len, have, diff, 0);
 	if (l4_word(skb, 4, &word))
 		return -1;
 	have = word >> 16;
@@ -110,8 +160,8 @@ static __always_inline __u32 l4_csum_off(__u8 proto)
 }
 
 /*
- * Moves the L4 checksum, where a protocol has one over the pseudo header, by a difference.
- * Works for CHECKSUM_PARTIAL and _COMPLETE too. l4_len: bytes behind the IP header.
+ * Moves the L4 checksum, where a protocol has one over the pseudo header, by a difference, whatever
+ * ip_summed says. l4_len: bytes behind the IP header.
  */
 static __always_inline int l4_csum_shift(struct __sk_buff *skb, const struct ip_hdr *ip,
 					 __u32 l4_len, __u32 diff)
@@ -127,7 +177,7 @@ static __always_inline int l4_csum_shift(struct __sk_buff *skb, const struct ip_
 	if (proto == IPPROTO_UDP) {
 		if (l4_len < UDP_HDR_LEN)
 			return 0;
-		return udp_csum_shift(skb, ip->src, ip->dst, diff);
+		return udp_csum_shift(skb, ip, diff);
 	}
 	if (proto == IPPROTO_DCCP || proto == IPPROTO_UDPLITE) {
 		if (l4_len < UDP_HDR_LEN)
@@ -142,6 +192,68 @@ static __always_inline int l4_csum_shift(struct __sk_buff *skb, const struct ip_
 	}
 #endif
 	return 0;
+}
+
+/* The same, directly in the packet where that will do, which only programs on the link may. */
+static __always_inline int l4_csum_write(struct __sk_buff *skb, const struct ip_hdr *ip,
+					 __u32 l4_len, __u32 diff, __u64 summed)
+{
+	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+	struct udp_hdr *udp = data + ETH_HLEN + IP_HDR_LEN;
+	__sum16 *check = (void *)udp + TCP_CHECK;
+
+	if (likely(summed != CHECKSUM_COMPLETE)) {
+		int partial = summed == CHECKSUM_PARTIAL;
+
+		if (ip->proto == IPPROTO_TCP && (void *)(check + 1) <= end) {
+			*check = csum_move(*check, diff, partial);
+			return 0;
+		}
+		if (ip->proto == IPPROTO_UDP && (void *)(udp + 1) <= end) {
+			udp->check = udp_csum_move(ip, udp->len, udp->check, diff, partial);
+			return 0;
+		}
+	}
+	return l4_csum_shift(skb, ip, l4_len, diff);
+}
+
+/* The beginning of an L4 header, as far as to behind its checksum. */
+struct l4_head {
+	__u32 w[TCP_CHECK / 4];
+	__sum16 check;
+};
+
+/*
+ * The same in a copy, to be stored along with other headers: returns its length. 0 if there is
+ * nothing to be stored; -1 on error.
+ */
+static __always_inline int l4_csum_copy(struct __sk_buff *skb, const struct ip_hdr *ip,
+					__u32 l4_len, __u32 diff, __u64 summed, struct l4_head *to)
+{
+	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+	const struct l4_head *l4 = data + ETH_HLEN + IP_HDR_LEN;
+
+	if (likely(summed != CHECKSUM_COMPLETE)) {
+		int partial = summed == CHECKSUM_PARTIAL;
+
+		if (ip->proto == IPPROTO_TCP && (void *)&l4->check + sizeof(l4->check) <= end) {
+			to->w[0] = l4->w[0];
+			to->w[1] = l4->w[1];
+			to->w[2] = l4->w[2];
+			to->w[3] = l4->w[3];
+			to->check = csum_move(l4->check, diff, partial);
+			return TCP_CHECK + sizeof(to->check);
+		}
+		if (ip->proto == IPPROTO_UDP && (void *)&l4->w[2] <= end) {
+			__u32 word = l4->w[1]; /* length and checksum */
+
+			to->w[0] = l4->w[0];
+			to->w[1] = (__be16)word |
+				   (__u32)udp_csum_move(ip, word, word >> 16, diff, partial) << 16;
+			return UDP_HDR_LEN;
+		}
+	}
+	return l4_csum_shift(skb, ip, l4_len, diff) ? -1 : 0;
 }
 
 #endif

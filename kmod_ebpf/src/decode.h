@@ -42,18 +42,23 @@ static __always_inline int restore(struct __sk_buff *skb, const struct ip_hdr *w
 		__u64 to; /* its first two bytes are in front of the packet's first */
 		__u64 from;
 		struct ip_hdr ip;
+		struct l4_head l4;
 	} head;
+	__u64 summed;
+	int more;
 
 	/* Ethernet pads short frames on the wire; the container's frame had none. */
 	if (skb->len > ETH_HLEN + len && xm_skb_change_tail(skb, ETH_HLEN + len, 0))
 		return -1;
-	if (l4_csum_shift(skb, wire, len - IP_HDR_LEN, diff))
+	summed = ip_summed(skb);
+	more = l4_csum_copy(skb, wire, len - IP_HDR_LEN, diff, summed, &head.l4);
+	if (more < 0)
 		return -1;
 	head.to = to << 16;
 	head.from = from << 16 >> 16 | (__u64)be16(ETHERTYPE_IP) << 48;
-	ip_decode(&head.ip, wire, sip, dip, (__u8)(from >> 48), (__u8)(from >> 56), diff);
-	ip_csum_tell(skb, wire, &head.ip, diff);
-	return xm_skb_store_bytes(skb, 0, (__u8 *)&head + 2, ETH_HLEN + IP_HDR_LEN, 0);
+	ip_decode(skb, &head.ip, wire, sip, dip, (__u8)(from >> 48), (__u8)(from >> 56), diff,
+		  summed);
+	return xm_skb_store_bytes(skb, 0, (__u8 *)&head + 2, ETH_HLEN + IP_HDR_LEN + more, 0);
 }
 
 /* Sends an encoded packet whose key nobody holds back to its sender, whole. */

@@ -119,6 +119,7 @@ struct udp_hdr {
 };
 
 #define TCP_RST 0x04 /* at byte 13 of its header */
+#define TCP_CHECK 16 /* bytes in front of its checksum */
 
 struct icmp_hdr {
 	__u8 type;

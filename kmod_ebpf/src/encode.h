@@ -206,7 +206,7 @@ static __always_inline int encode(struct __sk_buff *skb, const OUTER *outer)
 {
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
 	const struct flow *solicit = 0;
-	__u64 l4_len, segs, len, seg_len, diff, way, by;
+	__u64 l4_len, segs, len, seg_len, diff, way, by, summed;
 	__u32 limit = 0;
 	struct scratch *scratch;
 	struct entry *live, e;
@@ -387,11 +387,12 @@ static __always_inline int encode(struct __sk_buff *skb, const OUTER *outer)
 	/* Counted here, where the table's lines are fetched beside those above. */
 	count_bytes(e.link, C_ENCODED, 1, skb->len);
 	diff = csum_diff(old.src, old.dst, e.local, e.peer);
-	if (unlikely(l4_csum_shift(skb, &old, l4_len, diff))) {
+	summed = ip_summed(skb);
+	if (unlikely(l4_csum_write(skb, &old, l4_len, diff, summed))) {
 		count_bytes(e.link, C_ENCODED, -1, -(__s64)skb->len);
 		FALL(C_FB_HEADER);
 	}
-	if (unlikely(ip_encode(skb, &old, &e, diff))) {
+	if (unlikely(ip_encode(skb, &old, &e, diff, summed))) {
 		count_bytes(e.link, C_ENCODED, -1, -(__s64)skb->len);
 		count(e.link, C_ERROR); /* cannot be: it was there before */
 		return ACT_SHOT;

@@ -193,9 +193,10 @@ static __always_inline __u32 wire_make(const struct conf *conf, __u32 key)
 /*
  * Encode: the container's header becomes the one on the wire. It is written directly, which only a
  * program on the link may do (docs/architecture.md). diff: what the addresses change in a sum.
+ * summed: ip_summed(); here the header's checksum makes up for all changes, so it does not matter.
  */
 static __always_inline int ip_encode(struct __sk_buff *skb, const struct ip_hdr *old,
-				     const struct entry *e, __u32 diff)
+				     const struct entry *e, __u32 diff, __u64 summed)
 {
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
 	struct ip_hdr *ip = data + ETH_HLEN;
@@ -214,8 +215,9 @@ static __always_inline int ip_encode(struct __sk_buff *skb, const struct ip_hdr 
 }
 
 /* Decode: the header on the wire becomes the container's. */
-static __always_inline void ip_decode(struct ip_hdr *ip, const struct ip_hdr *wire, addr_t sip,
-				      addr_t dip, __u8 dscp, __u8 variant, __u32 diff)
+static __always_inline void ip_decode(struct __sk_buff *skb, struct ip_hdr *ip,
+				      const struct ip_hdr *wire, addr_t sip, addr_t dip, __u8 dscp,
+				      __u8 variant, __u32 diff, __u64 summed)
 {
 	__u8 tos = (dscp << 2) | (wire->tos & 3);
 	__be16 id = 0, frag = wire->frag;
@@ -231,12 +233,6 @@ static __always_inline void ip_decode(struct ip_hdr *ip, const struct ip_hdr *wi
 	ip->check = ip_csum_move(wire, diff, tos, id, frag);
 	ip->src = sip;
 	ip->dst = dip;
-}
-
-/* The sum of all is what it was: the header's checksum makes up for its changes. */
-static __always_inline void ip_csum_tell(struct __sk_buff *skb, const struct ip_hdr *old,
-					 const struct ip_hdr *new, __u32 diff)
-{
 }
 
 /* An encoded packet is sent back. */

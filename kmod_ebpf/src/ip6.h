@@ -162,21 +162,24 @@ static __always_inline __u32 wire_key(const struct conf *conf, __u8 base, const 
 	return be32(ip->flow) & IP6_LABEL;
 }
 
+/* Tells skb->csum that a header's first word and addresses change. diff: csum_diff() of these. */
+static __always_inline void ip_csum_tell(struct __sk_buff *skb, __be32 old, __be32 new, __u32 diff,
+					 __u64 summed)
+{
+	if (unlikely(summed == CHECKSUM_COMPLETE))
+		xm_csum_update(skb, csum_short((__u64)diff + (__u32)~old + new));
+}
+
 /* Decode: the header on the wire becomes the container's. */
-static __always_inline void ip_decode(struct ip_hdr *ip, const struct ip_hdr *wire, addr_t sip,
-				      addr_t dip, __u8 dscp, __u8 variant, __u32 diff)
+static __always_inline void ip_decode(struct __sk_buff *skb, struct ip_hdr *ip,
+				      const struct ip_hdr *wire, addr_t sip, addr_t dip, __u8 dscp,
+				      __u8 variant, __u32 diff, __u64 summed)
 {
 	*ip = *wire;
 	ip->flow = ip_flow((dscp << 2) | (ip_tos(wire) & 3), 0);
 	ip->src = sip;
 	ip->dst = dip;
-}
-
-/* Tells skb->csum that old became new. diff: csum_diff() of the addresses. */
-static __always_inline void ip_csum_tell(struct __sk_buff *skb, const struct ip_hdr *old,
-					 const struct ip_hdr *new, __u32 diff)
-{
-	xm_csum_update(skb, csum_short((__u64)diff + (__u32)~old->flow + new->flow));
+	ip_csum_tell(skb, wire->flow, ip->flow, diff, summed);
 }
 
 /* An encoded packet is sent back. */
@@ -219,16 +222,21 @@ static __always_inline __u32 wire_make(const struct conf *conf, __u32 key)
 	return be32(ip_flow(conf->mark << 2, key));
 }
 
-/* Encode: the container's header becomes the one on the wire. */
+/* Encode: the container's header becomes the one on the wire. It is written directly, as IPv4's. */
 static __always_inline int ip_encode(struct __sk_buff *skb, const struct ip_hdr *old,
-				     const struct entry *e, __u32 diff)
+				     const struct entry *e, __u32 diff, __u64 summed)
 {
-	struct ip_hdr ip = *old;
+	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+	struct ip_hdr *ip = data + ETH_HLEN;
+	__be32 flow = be32(e->wire | (__u32)(ip_tos(old) & 3) << 20);
 
-	ip.flow = be32(e->wire | (__u32)(ip_tos(old) & 3) << 20);
-	ip.src = e->local;
-	ip.dst = e->peer;
-	return ip_store(skb, &ip);
+	if ((void *)(ip + 1) > end)
+		return -1;
+	ip->flow = flow;
+	ip->src = e->local;
+	ip->dst = e->peer;
+	ip_csum_tell(skb, old->flow, flow, diff, summed);
+	return 0;
 }
 
 /* Writes another DSCP into the packet. */

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from kmod_ebpf import loader
+from kmod_ebpf import loader, summed
 from tests.e2e.observe import negotiate
 from tests.lab import ROOT, Host, Overlay, routed_overlay, xmasq, xmasq_json
 
@@ -39,6 +39,19 @@ def wrong(host: Host) -> set[tuple[str, str]]:
 
 def test_a_healthy_host(overlay):
     assert wrong(overlay.hosts[0]) == set()
+
+
+def test_it_says_how_checksums_are_written(overlay, monkeypatch):
+    """Told to do without the faster way, it is none the less healthy."""
+    host = overlay.hosts[0]
+
+    def found() -> str:
+        (one,) = [f["text"] for f in xmasq_json(host, "doctor") if f["about"] == "checksums"]
+        return str(one)
+
+    assert ("by a helper" in found()) == (summed.field() is None)
+    monkeypatch.setenv("XMASQ_IP_SUMMED", "0")
+    assert "by a helper" in found()
 
 
 def test_rules_that_write_headers(overlay):

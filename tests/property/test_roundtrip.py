@@ -11,6 +11,8 @@ from tests.property.frames import frames, macs
 from tests.unit.harness import (
     DECODED,
     ENCODED,
+    FIELD,
+    HELPER,
     REDIRECT,
     SHOT,
     UNSPEC,
@@ -65,9 +67,9 @@ def driver_sees(frame: bytes) -> list[bytes]:
 
 
 @settings(max_examples=300, deadline=None)
-@given(frame=frames())
-def test_any_frame(unentered_bench: Bench, frame: bytes) -> None:
-    with unentered_bench.entered() as net:
+@given(frame=frames(), way=st.sampled_from([FIELD, HELPER]))
+def test_any_frame(unentered_bench: Bench, frame: bytes, way: str) -> None:
+    with unentered_bench.moving(way), unentered_bench.entered() as net:
         a, b = net.a, net.b
         if not grant(a, b, frame):
             event("never encoded")
@@ -134,6 +136,7 @@ def without_reserved(frame: bytes) -> bytes:
     hops=st.integers(0, 15),
     mark=st.booleans(),
     segment=st.integers(0, 63),
+    way=st.sampled_from([FIELD, HELPER]),
 )
 def test_any_packet_that_can_be_encoded_is(
     unentered_bench: Bench,
@@ -145,6 +148,7 @@ def test_any_packet_that_can_be_encoded_is(
     hops: int,
     mark: bool,
     segment: int,
+    way: str,
 ) -> None:
     """And comes back although routers, congestion, segmentation and padding have been at it."""
     if tos >> 2 & 3 == 3:
@@ -157,7 +161,7 @@ def test_any_packet_that_can_be_encoded_is(
     head[12:20] = bytes([10, 0, 0, 1, 10, 0, 1, 1])
     head[10:12] = checksum(head).to_bytes(2, "big")
     frame = dst + raw_mac("02:aa:00:00:00:01") + b"\x08\x00" + head + payload
-    with unentered_bench.entered() as net:
+    with unentered_bench.moving(way), unentered_bench.entered() as net:
         a, b = net.a, net.b
         assert grant(a, b, frame)
         out = a.encode(frame)

@@ -27,7 +27,7 @@ import pytest
 from pyroute2 import IPRoute
 from pyroute2.netns import setns
 
-from kmod_ebpf import bpf, loader
+from kmod_ebpf import bpf, loader, summed
 from kmod_ebpf import maps as m
 from xmasq_link import _wire as wire
 
@@ -72,6 +72,11 @@ def shown(underlay: int) -> Any:
     hooked = m.Hooked()
     hooked[underlay % m.LINK_UNDERLAYS] = underlay << 32 | (now() >> 20) + (1 << 28) & 0xFFFFFFFF
     return hooked
+
+
+#: The programs that move checksums, which they do in two ways (src/csum.h, ip_summed).
+MOVERS = ("xmasq_encode", "xmasq_ingress")
+FIELD, HELPER = "field", "helper"
 
 
 def u32(value: int) -> bytes:
@@ -211,12 +216,22 @@ def _result(out: bpf.Run) -> Result:
 
 
 class Node:
-    """A host: a loaded datapath with one link, LINK, and one underlay device."""
+    """A host: a loaded datapath with one link, LINK, and one underlay device.
+
+    by_helper: those of its programs that move checksums, in the form for kernels that do not let them see
+    skb->ip_summed.
+    """
 
     def __init__(
-        self, dp: loader.Loaded, local: str, link: tuple[int, str], underlay: tuple[int, str]
+        self,
+        dp: loader.Loaded,
+        local: str,
+        link: tuple[int, str],
+        underlay: tuple[int, str],
+        by_helper: dict[str, int],
     ) -> None:
         self.dp = dp
+        self.by_helper = by_helper
         self.local = local
         self.link, self.link_mac = link
         self.underlay, self.underlay_mac = underlay
@@ -651,6 +666,19 @@ class Bench:
             os.close(back)
             os.sched_setaffinity(0, cpus)
 
+    @contextlib.contextmanager
+    def moving(self, way: str) -> Iterator[None]:
+        """Both nodes with programs that move checksums in one way, FIELD or HELPER, while it lasts."""
+        usual = [dict(node.dp.programs) for node in (self.a, self.b)]
+        try:
+            for node in (self.a, self.b):
+                if way == HELPER:
+                    node.dp.programs |= node.by_helper
+            yield
+        finally:
+            for node, programs in zip((self.a, self.b), usual, strict=True):
+                node.dp.programs |= programs
+
     def pass_time(self, ns: int) -> None:
         """As if so much time had passed on both nodes."""
         self.a.pass_time(ns)
@@ -706,7 +734,9 @@ def bench(cache: Path | None) -> Iterator[Bench]:
             dp = loader.load(obj, sizes)
             stack.callback(dp.close)
             dp.programs[loader.FLUSH] = loader.load_program(obj, loader.FLUSH, dp.maps)
-            nodes.append(Node(dp, local, dev[f"xm{i}"], dev[f"ul{i}"]))
+            by_helper = {name: loader.load_program(obj, name, dp.maps, read_summed=False) for name in MOVERS}
+            stack.callback(loader.Loaded(programs=by_helper).close)
+            nodes.append(Node(dp, local, dev[f"xm{i}"], dev[f"ul{i}"], by_helper))
         cpus = sorted(os.sched_getaffinity(0))
         yield Bench(nodes[0], nodes[1], dev["ul2"][0], ns, cpus[os.getpid() % len(cpus)])
 
@@ -741,6 +771,15 @@ def a(net: Bench) -> Node:
 def b(net: Bench) -> Node:
     """The node at 192.0.2.2."""
     return net.b
+
+
+@pytest.fixture(params=[FIELD, HELPER])
+def checksums(request: pytest.FixtureRequest, unentered_bench: Bench) -> Iterator[str]:
+    """The test runs twice: with programs that read skb->ip_summed, and with those for other kernels."""
+    if request.param == FIELD and summed.field() is None:
+        pytest.skip("this kernel does not let programs see skb->ip_summed")
+    with unentered_bench.moving(request.param):
+        yield request.param
 
 
 # --- devices ------------------------------------------------------------------------------------

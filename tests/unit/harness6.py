@@ -12,11 +12,13 @@ from scapy.layers.inet import TCP, UDP
 from scapy.layers.inet6 import ICMPv6EchoRequest, IPv6, in6_chksum
 from scapy.packet import Packet, Raw
 
-from kmod_ebpf import bpf, loader
+from kmod_ebpf import bpf, loader, summed
 from kmod_ebpf import maps as m
 from tests.unit.harness import (
     CLOCK,
+    FIELD,
     GATEWAY_MAC,
+    HELPER,
     MAGIC,
     Bench,
     Node,
@@ -96,13 +98,17 @@ class Host:
         return self.run("xmasq_ingress", head + packet[12:], self.underlay, flags)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", params=[FIELD, HELPER])
 def host(unentered_bench: Bench, request: pytest.FixtureRequest) -> Iterator[Host]:
+    """Such a host, with either form of the programs that move checksums (harness.py, checksums)."""
+    if request.param == FIELD and summed.field() is None:
+        pytest.skip("this kernel does not let programs see skb->ip_summed")
     cache = getattr(request.config, "cache", None)
     where = Path(cache.mkdir("xmasq-datapath")) if cache else None
     obj = loader.compile_object(where, family=6, clock=CLOCK)
+    sizes = {str(spec["name"]): 1024 for spec in obj.maps if spec["type"] == 9}
     with unentered_bench.entered() as bench:
-        dp = loader.load(obj, {str(spec["name"]): 1024 for spec in obj.maps if spec["type"] == 9})
+        dp = loader.load(obj, sizes, read_summed=request.param == FIELD)
         yield Host(dp, bench.a)
         dp.close()
 

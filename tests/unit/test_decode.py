@@ -31,7 +31,7 @@ from tests.unit.harness import (
 from tests.unit.packets import ENCODABLE, exact, frame, on_wire, rewritten, tcp, udp, with_checksum_zero
 from xmasq_link import _wire as wire
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.usefixtures("checksums")]
 
 
 def encoded(a: Node, b: Node, inner: bytes) -> bytes:

@@ -29,7 +29,7 @@ from tests.unit.harness import (
 )
 from tests.unit.packets import ENCODABLE, frame, on_wire, rewritten, tcp, udp, with_checksum_zero
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.usefixtures("checksums")]
 
 
 @pytest.mark.parametrize("kind", ENCODABLE)

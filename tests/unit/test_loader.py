@@ -176,6 +176,16 @@ def test_or_to_ask_the_helper(register):
     ]
 
 
+@pytest.mark.parametrize("family", [4, 6])
+def test_the_programs_that_move_checksums_want_to_see_it(family):
+    obj = loader.compile_object(family=family)
+    wanting = {
+        str(p["name"]) for p in obj.programs if summed.wanted(bytearray(base64.b64decode(str(p["insns"]))))
+    }
+    names = ["xmasq_encode", "xmasq_ingress", *(["xmasq_encode_md"] if family == 4 else [])]
+    assert wanting == {loader.kernel_name(name, family) for name in names}
+
+
 @pytest.mark.usefixtures("fresh")
 def test_it_can_be_switched_off(monkeypatch):
     monkeypatch.setenv("XMASQ_IP_SUMMED", "0")

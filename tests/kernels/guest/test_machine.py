@@ -25,9 +25,12 @@ def test_the_compiler_makes_the_same_of_the_datapath_here(monkeypatch: pytest.Mo
     assert loader.compile_object(None) == loader.compile_object()
 
 
+@pytest.mark.parametrize("read_summed", [True, False])
 @pytest.mark.parametrize("family", [4, 6])
-def test_the_kernel_takes_every_program(family: int) -> None:
-    loaded = loader.load(loader.compile_object(family=family))
+def test_the_kernel_takes_every_program(family: int, read_summed: bool) -> None:
+    """Also in the form for kernels that do not show programs skb->ip_summed."""
+    programs = (*loader.PROGRAMS, *(loader.METADATA if family == 4 else ()))
+    loaded = loader.load(loader.compile_object(family=family), programs=programs, read_summed=read_summed)
     try:
         os.close(loader.load_program(loader.compile_object(family=family), loader.FLUSH, loaded.maps))
     finally:
