@@ -19,7 +19,7 @@ from ._errors import InputError
 U32, U64 = (1 << 32) - 1, (1 << 64) - 1
 _DF = {"unset": 0, "set": 1, "inherit": 2}
 _UDP_PORT = Path("/sys/module/vxlan/parameters/udp_port")
-_BTF = Path("/sys/kernel/btf/vmlinux")
+_BTF = Path("/sys/kernel/btf")
 
 IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -212,11 +212,10 @@ def present(data: Any, attributes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _in_btf(attribute: str) -> bool:
-    """Whether the running kernel has an attribute, by its type data."""
-    try:
-        return f"\0IFLA_{attribute.upper()}\0".encode() in _BTF.read_bytes()
-    except OSError:
-        return False
+    """Whether the running kernel has an attribute, by its type data, or that of its vxlan module."""
+    name = f"\0IFLA_{attribute.upper()}\0".encode()
+    files = (_BTF / "vmlinux", _BTF / "vxlan")
+    return any(name in file.read_bytes() for file in files if file.exists())
 
 
 def _value(option: Option, attr: Callable[[str], Any]) -> Any:

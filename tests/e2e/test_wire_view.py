@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import socket
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
-from tests.lab import Overlay, routed_overlay, tcp_transfer, udp_echo
+from tests.lab import Host, Overlay, routed_overlay, tcp_transfer, udp_echo
 from xmasq_link.dissect import classify, key_of
 
 from .observe import (
@@ -201,6 +202,19 @@ def test_every_dscp_is_restored(lab, make):
     assert len({packet.key for packet in encoded}) >= 45
 
 
+def joined(source: Host, target: Host) -> bool:
+    """Whether the target's GRO joins plain TCP segments between the hosts: a veth's does since Linux 5.13."""
+
+    def received() -> int:
+        text = target.inside(Path("/proc/thread-self/net/snmp").read_text)
+        names, values = (line.split() for line in text.splitlines() if line.startswith("Ip: "))
+        return int(dict(zip(names, values, strict=True))["InReceives"])
+
+    before = received()
+    tcp_transfer(source, target, 4_000_000)
+    return received() - before < 4_000_000 / 1448 / 3
+
+
 def test_segments_made_in_software(lab, make):
     """The key has room below it for the number of a segment, and the receiver's GRO joins them."""
     overlay = make(lab.hosts(2))
@@ -227,7 +241,8 @@ def test_segments_made_in_software(lab, make):
     )
     print(f"{len(packets)} packets on the wire: {given} buffers encoded, {taken} decoded")
     assert given < len(packets) / 5
-    assert taken < len(packets) / 3
+    if joined(sender, receiver):
+        assert taken < len(packets) / 3
     assert udp_echo(a, b, count=100).lost == 0
     assert tcp_transfer(b, a, 2_000_000).size == 2_000_000
     for host in overlay.hosts:
