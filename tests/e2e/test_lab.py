@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -120,6 +121,20 @@ def test_what_is_on_the_wire(pair, kind, packets):
     seen = [packet for packet in capture.packets() if packet.haslayer("IP")]
     assert len(seen) == 8
     assert sum(packet.haslayer("UDP") and packet["UDP"].dport == 4789 for packet in seen) == packets
+
+
+def test_a_capture_is_complete_however_late_tcpdump_gets_to_run(pair):
+    """All that was sent before it is stopped is in it."""
+    one, two = pair
+    with one.lab.fabric.capture(two, "icmp") as capture:
+        tcpdump = capture._pid()
+        os.kill(tcpdump, signal.SIGSTOP)
+        assert one.ping(two, count=50).received == 50
+        late = threading.Timer(0.5, os.kill, (tcpdump, signal.SIGCONT))
+        late.start()
+        capture.stop()
+    late.join()
+    assert len(capture.packets()) == 100
 
 
 def test_loss_loses_and_clear_ends_it(lab, pair):

@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
+import os
+import re
 import signal
 import subprocess
 import time
@@ -188,6 +191,10 @@ def _chance(percent: float) -> str:
     return "" if percent == 100 else f"numgen random mod 10000 < {round(percent * 100)}"
 
 
+#: What tcpdump says when it is asked (SIGUSR1).
+_PROGRESS = re.compile(r"(\d+) packets? captured, (\d+) packets? received by filter, (\d+) packets? dropped")
+
+
 class Capture:
     """A tcpdump that has begun when the constructor returns, on ``ifname`` in a namespace.
 
@@ -237,7 +244,7 @@ class Capture:
         if self._tcpdump.stderr is None or self._tcpdump.stderr.closed:
             return self.path
         if self._tcpdump.poll() is None:
-            time.sleep(patience(0.1))  # for tcpdump to take what the kernel has already handed to it
+            self._catch_up()
             self._tcpdump.send_signal(signal.SIGINT)
         try:
             _, said = self._tcpdump.communicate(timeout=patience(10))
@@ -248,6 +255,35 @@ class Capture:
         if dropped and not dropped[0].startswith("0 "):
             raise LabError(f"capture {self.path.name}: {dropped[0]}")
         return self.path
+
+    def _pid(self) -> int:
+        """tcpdump itself, below what ends it in time."""
+        pid = self._tcpdump.pid
+        while children := Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+            pid = int(children[0])
+        return pid
+
+    def _catch_up(self) -> None:
+        """Waits until tcpdump has taken what the kernel had for it: SIGINT would have it leave the rest."""
+        stderr, lag, same = self._tcpdump.stderr, -1, 0
+        assert stderr is not None
+        tcpdump = self._pid()
+        deadline = time.monotonic() + patience(10)
+        # A few of the kernel's may be from before the filter, and never taken: then the difference stays.
+        while lag != 0 and same < 5 and time.monotonic() < deadline:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(tcpdump, signal.SIGUSR1)
+            found = None
+            for line in stderr:
+                if found := _PROGRESS.search(line):
+                    break
+            if not found:
+                return  # it has ended by itself
+            taken, received, dropped = map(int, found.groups())
+            same = same + 1 if lag == received - dropped - taken else 0
+            lag = received - dropped - taken
+            if lag:
+                time.sleep(patience(0.05))
 
     def packets(self) -> list[Any]:
         """Stops, and returns the packets as scapy ones (``.time`` is their time of capture)."""
