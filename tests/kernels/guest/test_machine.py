@@ -22,7 +22,11 @@ def test_the_compiler_makes_the_same_of_the_datapath_here(monkeypatch: pytest.Mo
     if "xmasq.guest=" not in Path("/proc/cmdline").read_text():
         pytest.skip("this is not a guest: it would be compared with itself")
     monkeypatch.setattr(loader, "_COMPILE_SECONDS", patience(60))
-    assert loader.compile_object(None) == loader.compile_object()
+    here, outside = loader.compile_object(None), loader.compile_object()
+    for spec in (*here.maps, *outside.maps):
+        if spec["name"] == "events":
+            spec["max_entries"] = 0  # a number of CPUs; load() has its own
+    assert here == outside
 
 
 @pytest.mark.parametrize("read_summed", [True, False])
