@@ -6,8 +6,11 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Iterator
 
 import pytest
+
+from tests.lab.backlog import room
 
 _NEED_ROOT = ("root", "e2e", "soak")
 
@@ -26,6 +29,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if slow:
         items[:] = [item for item in items if not item.get_closest_marker("slow")]
         config.hook.pytest_deselected(items=slow)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _room_in_queues() -> Iterator[None]:
+    if os.geteuid() != 0:
+        yield
+        return
+    with room():
+        yield
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

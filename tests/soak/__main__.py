@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tests.lab import Lab
+from tests.lab.backlog import room
 from tests.trust import faults
 from tests.trust.faults import Fault, Rewriting
 from tests.trust.middlebox import CONTROL, Kind, Rule
@@ -334,4 +335,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with room():
+        status = main()
+    sys.exit(status)
