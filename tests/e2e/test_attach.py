@@ -21,6 +21,9 @@ from .observe import Stream, flow, kinds, negotiate, programs, seen, stats, stri
 
 pytestmark = pytest.mark.e2e
 
+#: Datagrams a second: no more than the machine can carry.
+RATE = round(5000 / patience(1))
+
 LINK_HOOKS, UNDERLAY_HOOKS = {"xmasq_encode", "xmasq_arrive"}, {"xmasq_ingress", "xmasq_egress"}
 
 
@@ -85,9 +88,9 @@ def test_nothing_is_lost(plain):
     """Not while a device becomes a link or a plain device again, and not of the underlay's own traffic."""
     a, b = plain.containers
     with (
-        Stream(a, b, rate=5000) as there,
-        Stream(b, a, rate=5000) as back,
-        Stream(*plain.hosts, rate=5000) as own,
+        Stream(a, b, rate=RATE) as there,
+        Stream(b, a, rate=RATE) as back,
+        Stream(*plain.hosts, rate=RATE) as own,
     ):
         streams = (there, back, own)
 
@@ -126,7 +129,7 @@ def test_detaching_stops_the_peers(plain):
     for host in plain.hosts:
         xmasq(host, "attach", "xm0")
     negotiate(a, b)
-    with Stream(a, b, rate=5000) as stream:
+    with Stream(a, b, rate=RATE) as stream:
         stream.wait_for(500)
         xmasq(receiver, "detach", "xm0")
         stream.wait_for(len(stream.numbers) + 500)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import socket
@@ -128,6 +129,14 @@ def test_udp_segmentation_offload(overlay, segments, df, way):
     """A train of datagrams in one call, as QUIC stacks send it: with DF, which else is clear for a train."""
     a, b = overlay.containers
     size = 500 if segments * 500 < 65000 else 400
+    if (
+        overlay.inner == 4
+        and way != "encoded"
+        and "tx-udp-segmentation: on" not in a.run("ethtool -k eth0").stdout
+    ):
+        pytest.skip(
+            "this kernel's veth (before Linux 5.11) takes no trains of datagrams: none reaches a link"
+        )
     negotiate(a, b)
     before = stats(overlay.hosts[0])
     with Receiver(b) as receiver, a.socket() as sender:
@@ -136,7 +145,12 @@ def test_udp_segmentation_offload(overlay, segments, df, way):
         sender.setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, size)
         for _ in range(5):
             data = os.urandom(segments * size - 7)
-            sender.sendto(data, receiver.address)
+            try:
+                sender.sendto(data, receiver.address)
+            except OSError as error:
+                if error.errno == errno.EINVAL and segments > 64:
+                    pytest.skip("this kernel sends no more than 64 datagrams at once")
+                raise
             got = []
             while sum(map(len, got)) < len(data) and (one := receiver.receive(2)):
                 got.append(one[0])

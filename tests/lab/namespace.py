@@ -42,6 +42,17 @@ def _wait(condition: Callable[[], bool], timeout: float) -> bool:
     return True
 
 
+def _forget() -> None:
+    """Before Linux 5.14, a new namespace may have the number of one that is gone and had a datapath.
+
+    As nobody can tell, a link in it would give no keys for some time (xmasq_link._hold).
+    """
+    from xmasq_link import _hold
+
+    for family in (4, 6):
+        _hold._path(family).unlink(missing_ok=True)
+
+
 @dataclass(frozen=True)
 class PingResult:
     """What ``ping`` counted; ``rtts`` are the round-trip times in milliseconds, in order of arrival."""
@@ -71,6 +82,7 @@ class Namespace:
         self.name = lab.add_namespace(role)
         self.address = ""
         self.path = Path("/run/netns", self.name)
+        self.inside(_forget)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name} {self.address}>"
