@@ -1,19 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """Writes the table of kernels into docs/compatibility.md: ``python -m tests.kernels.table``.
 
-It is made of the reports that ``make test-kernels`` has left, the last result of each test.
+It is made of the reports that ``make test-kernels`` has left: the last result of each test, if there still
+is such a test.
 """
 
 from __future__ import annotations
 
 import re
+import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
 from collections import defaultdict
+from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
 
-from .job import REPORTS, ROOT
+from .job import REPORTS, ROOT, SUITES
 
 PAGE = ROOT / "docs" / "compatibility.md"
 BEGIN, END = "<!-- kernels: made by tests/kernels/table.py -->", "<!-- kernels: end -->"
@@ -57,12 +60,26 @@ class Result:
     why: str = ""
 
 
-def read(reports: Path) -> dict[str, dict[str, Result]]:
-    """The last result of each test, for each kernel release."""
+def present() -> set[str]:
+    """The names of the tests that there are, as reports have them. Those of a pair are not among them."""
+    words = [sys.executable, "-m", "pytest", "--collect-only", "-q", *SUITES]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, check=True)
+    lines = (line.partition("::") for line in done.stdout.splitlines())
+    return {f"{file.removesuffix('.py').replace('/', '.')}::{name}" for file, mark, name in lines if mark}
+
+
+def read(reports: Path, there: Container[str] | None = None) -> dict[str, dict[str, Result]]:
+    """The last result of each test, for each kernel release. there: names of those that count; None: all.
+
+    Those of a pair always count.
+    """
     found: dict[str, dict[str, Result]] = defaultdict(dict)
     for file in sorted(reports.glob("*/*.xml"), key=lambda path: (path.stat().st_mtime, path.name)):
         for case in ElementTree.parse(file).iter("testcase"):
-            name = f"{case.get('classname')}::{case.get('name')}{file.stem.partition('-')[2]}"
+            tag = file.stem.partition("-")[2]
+            name = f"{case.get('classname')}::{case.get('name')}{tag}"
+            if there is not None and not tag and name not in there:
+                continue
             skipped = case.find("skipped")
             if skipped is not None:
                 result = Result("skipped", skipped.get("message") or "")
@@ -111,7 +128,7 @@ def render(found: dict[str, dict[str, Result]]) -> str:
 
 def main() -> int:
     """Exit status: 0, or 2 when there are no reports."""
-    found = read(REPORTS)
+    found = read(REPORTS, present()) if REPORTS.exists() else None
     if not found:
         print("table: no reports: run make test-kernels first", file=sys.stderr)
         return 2

@@ -45,6 +45,17 @@ def test_the_table_has_the_last_result_of_each_test_and_why_some_were_skipped(tm
     assert lines[-1] == "1. this kernel has no netkit"
 
 
+def test_results_of_tests_that_are_gone_do_not_count(tmp_path: Path) -> None:
+    cases = [("tests.unit.test_keys", "test_a[1]", ""), ("tests.unit.test_keys", "test_a[2]", "")]
+    report(tmp_path / "6.12.1" / "1-.xml", *cases)
+    pair = ("tests.kernels.guest.pair.test_pair", "test_ping", "")
+    report(tmp_path / "5.10.1,6.12.1" / "2-e1000e.xml", pair)
+    found = table.read(tmp_path, {"tests.unit.test_keys::test_a[2]"})
+    ping = "tests.kernels.guest.pair.test_pair::test_pinge1000e"
+    assert set(found["6.12.1"]) == {"tests.unit.test_keys::test_a[2]", ping}
+    assert set(found["5.10.1"]) == {ping}
+
+
 def test_two_runs_of_one_kernel_have_a_directory_each(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
