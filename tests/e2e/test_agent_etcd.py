@@ -76,7 +76,7 @@ def test_nodes_join_move_and_leave(lab, etcd):
     assert subnet_of(third) in routes(one)  # an agent that ends, for an upgrade say, changes nothing
     assert three.run(third.command("leave")).stdout == "left the network\n"
     until(lambda: subnet_of(second) in routes(one) and len(routes(one)) == 1, "the route is gone", timeout=10)
-    assert set(fdb(one).values()) == {two.address}
+    until(lambda: set(fdb(one).values()) == {two.address}, "the FDB entry is gone", timeout=10)
     assert len(one.ip_json("neigh show dev xm0 nud permanent")) == 1
     assert [x["ifname"] for x in three.ip_json("link show") if x["ifname"] == "xm0"] == []
     assert "h4" not in etcd.subnets()

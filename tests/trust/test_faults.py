@@ -19,7 +19,7 @@ from tests.lab import Lab
 from . import faults
 from .middlebox import CONTROL, Rule
 from .tagged import Flow, cross, mesh
-from .world import TWIN_VNI, VNI, Outcome, World, run, twin
+from .world import SENT_MIN, TWIN_VNI, VNI, Outcome, World, run, twin
 
 pytestmark = pytest.mark.e2e
 
@@ -37,7 +37,7 @@ def lab() -> Iterator[Lab]:
 
 def sound(outcome: Outcome, *, by_chance: bool = False) -> None:
     """Nothing went astray, and no more was lost than over vxlan."""
-    assert outcome.x.sent > 500
+    assert outcome.x.sent > SENT_MIN
     assert not outcome.problems(by_chance=by_chance)
 
 

@@ -29,6 +29,8 @@ VNI, TWIN_VNI, PLAIN_VNI, SPARE_VNI = 42, 77, 43, 99
 PLAIN_PORT = 4790
 #: After a network is back, it may still lose what was on the way when it came: seconds.
 SETTLE = 0.05
+#: A run goes on until so many datagrams were sent over xmasq: fewer would say too little.
+SENT_MIN = 500
 
 
 class World:
@@ -421,8 +423,13 @@ def run(
     """Runs tagged traffic for ``before`` seconds, under the fault, and for ``after`` seconds.
 
     ``fault`` takes as long as it likes within ``seconds``, and returns the spans in which it took the
-    network away.
+    network away. On a slow machine the run is longer, until enough was sent.
     """
+
+    def sent() -> int:
+        now = world.counters()
+        return now["encoded"] + now["fallback"] - start["encoded"] - start["fallback"]
+
     start = world.counters()
     traffic = list(flows) if flows is not None else world.flows()
     with Tagged(world.lab, traffic, rate=rate, seconds=seconds) as tagged:
@@ -430,6 +437,7 @@ def run(
         windows = fault(world) or []
         middle = world.counters()
         time.sleep(after)
+        world.wait(lambda: sent() > 1.2 * SENT_MIN, 60)  # ARP, for one, is among them
         result = tagged.stop()
         taken = time.monotonic() - tagged.begin
     end = world.counters()
