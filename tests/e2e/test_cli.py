@@ -20,6 +20,7 @@ import pytest
 from kmod_ebpf import bpf
 from kmod_ebpf.maps import COUNTERS
 from tests.lab import Host, Lab, patience, routed_overlay, xmasq, xmasq_json
+from xmasq_link._hooks import has_tcx
 
 from .observe import programs
 
@@ -415,10 +416,13 @@ def test_delete_removes_all(host):
     assert hooks(host, "xm0").keys() == {"xmasq_encode", "xmasq_arrive"}
     assert hooks(host, "eth0").keys() == {"xmasq_ingress", "xmasq_egress"}
     during = state(host)
-    # Adding one would stop the device.
-    assert {qdisc["kind"] for qdisc in during["qdiscs"]} == {qdisc["kind"] for qdisc in before["qdiscs"]}
+    if has_tcx():  # to add a qdisc would stop the device
+        assert {qdisc["kind"] for qdisc in during["qdiscs"]} == {qdisc["kind"] for qdisc in before["qdiscs"]}
     xmasq(host, "link", "del", "xm0")
-    assert state(host) == before
+    after = state(host)
+    if not has_tcx():  # and so would taking it away: an empty one stays
+        after["qdiscs"] = [qdisc for qdisc in after["qdiscs"] if qdisc["kind"] != "clsact"]
+    assert after == before
     # Programs and maps end when the kernel has seen their last user off, a moment later.
     end = time.monotonic() + patience(5)
     while (left := _alive(during)) and time.monotonic() < end:
