@@ -146,7 +146,7 @@ static __always_inline __u32 l4_csum_off(__u8 proto)
 {
 	switch (proto) {
 	case IPPROTO_TCP:
-		return 16;
+		return TCP_CHECK;
 	case IPPROTO_UDP:
 	case IPPROTO_DCCP:
 	case IPPROTO_UDPLITE:
@@ -170,9 +170,9 @@ static __always_inline int l4_csum_shift(struct __sk_buff *skb, const struct ip_
 	__u8 proto = ip->proto;
 
 	if (proto == IPPROTO_TCP) {
-		if (l4_len < 18)
+		if (l4_len < TCP_CHECK + sizeof(__sum16))
 			return 0;
-		return xm_l4_csum_replace(skb, off + 16, 0, diff, F_PSEUDO_HDR);
+		return xm_l4_csum_replace(skb, off + TCP_CHECK, 0, diff, F_PSEUDO_HDR);
 	}
 	if (proto == IPPROTO_UDP) {
 		if (l4_len < UDP_HDR_LEN)
