@@ -115,7 +115,7 @@ def script(arguments: Sequence[str], *, jobs: int, slowness: float, seconds: flo
     ]
     return f"""cd {shlex.quote(str(ROOT))} || exit
 {datapath("/run/job")}
-export XMASQ_TEST_SLOWNESS={slowness:g} XMASQ_GUEST_SECONDS={seconds:g} COLUMNS=110
+export XMASQ_TEST_FORKS=1 XMASQ_TEST_SLOWNESS={slowness:g} XMASQ_GUEST_SECONDS={seconds:g} COLUMNS=110
 set -o pipefail
 {shlex.join(words)} | cat
 """

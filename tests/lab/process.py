@@ -12,6 +12,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from . import forks
+
 #: The repository; commands run here, and find its packages.
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -72,17 +74,26 @@ def run(cmd: Command, *, check: bool = True, timeout: float = 30.0, input: str |
     its exit code is not 0.
     """
     words, timeout = split(cmd), patience(timeout)
+    try:
+        if forks.WANTED and words[: len(forks.COMMAND)] == forks.COMMAND:
+            done = forks.run(words, timeout, input, environment(), str(ROOT))
+        else:
+            done = _execute(words, timeout, input)
+    except (subprocess.TimeoutExpired, TimeoutError):
+        raise LabError(f"still running after {timeout:g} s: {shlex.join(words)}") from None
+    if check and done.returncode:
+        said = (done.stderr.strip() or done.stdout.strip() or "nothing")[-2000:]
+        raise LabError(f"exit code {done.returncode}: {shlex.join(words)}\n{said}")
+    return done
+
+
+def _execute(words: list[str], timeout: float, input: str | None) -> Finished:
     process = start(words, stdin=subprocess.DEVNULL if input is None else subprocess.PIPE)
     try:
         out, err = process.communicate(input, timeout)
-    except subprocess.TimeoutExpired:
-        raise LabError(f"still running after {timeout:g} s: {shlex.join(words)}") from None
     finally:
         # Also ends what the command left behind in its session, and what Ctrl-C interrupts.
         kill(process)
-    if check and process.returncode:
-        said = (err.strip() or out.strip() or "nothing")[-2000:]
-        raise LabError(f"exit code {process.returncode}: {shlex.join(words)}\n{said}")
     return subprocess.CompletedProcess(words, process.returncode, out, err)
 
 
