@@ -12,6 +12,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -217,9 +218,16 @@ def load(
                 loaded.maps[str(spec["name"])] = _create_map(spec, sizes or {})
             except OSError as e:
                 raise LoadError(f"the kernel refuses the map {spec['name']}: {e.strerror}") from e
-        for name in programs:
+
+        def load_one(name: str) -> None:
             its = (called or {}).get(name, "")
             loaded.programs[name] = load_program(obj, name, loaded.maps, its, read_summed)
+
+        # The kernel verifies in the thread that loads; one program takes longer than the others together.
+        with ThreadPoolExecutor(len(programs)) as pool:
+            loading = [pool.submit(load_one, name) for name in programs]
+        for one in loading:
+            one.result()
     except BaseException:
         loaded.close()
         raise

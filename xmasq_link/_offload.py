@@ -45,16 +45,14 @@ def check(device: Any, version: int) -> None:
 
 def check_udp(device: str) -> None:
     """Raises InputError if the device's GRO could deliver a datagram with another one's key."""
-    if gro_compares_ids():
-        return
     from pyroute2.ethtool.ethtool import Ethtool
 
     with Ethtool() as ethtool:
         features = ethtool.get_features(device).features
-    for name in _FEATURES:
-        if name in features and features[name].enable:
-            raise InputError(
-                "dev",
-                f"{device} has {name} on, and this kernel would join datagrams of different flows: "
-                f"turn it off (ethtool -K {device} {name} off)",
-            )
+    on = [name for name in _FEATURES if name in features and features[name].enable]
+    if on and not gro_compares_ids():
+        raise InputError(
+            "dev",
+            f"{device} has {on[0]} on, and this kernel would join datagrams of different flows: "
+            f"turn it off (ethtool -K {device} {on[0]} off)",
+        )
