@@ -49,6 +49,14 @@ def plain(lab, make) -> Overlay:
     return overlay
 
 
+@pytest.fixture(params=["tcx", "clsact"])
+def tcx(request) -> bool:
+    """Whether a test is about hooks by tcx, or by filters as on kernels before 6.6."""
+    if request.param == "tcx" and not _hooks.has_tcx():
+        pytest.skip("this kernel has no tcx (Linux 6.6)")
+    return bool(request.param == "tcx")
+
+
 def test_the_device_stays_as_it_is(plain):
     a, b = plain.containers
     host = plain.hosts[0]
@@ -84,20 +92,17 @@ def test_without_tcx(plain, monkeypatch):
         assert hooks(host, "xm0") == hooks(host, "eth0") == set()
 
 
-@pytest.mark.parametrize("hooks_by", ["tcx", "filters"])
-def test_nothing_is_lost(plain, hooks_by, monkeypatch):
+def test_nothing_is_lost(plain, monkeypatch, tcx):
     """Not while a device becomes a link or a plain device again, and not of the underlay's own traffic.
 
-    With filters, as on kernels before 6.6, if the devices have their clsact qdisc already: while one is
-    added, the kernel drops what the device should send (net/sched/sch_api.c, qdisc_graft).
+    With filters, if the devices have their clsact qdisc already: while one is added, the kernel drops what
+    the device should send (net/sched/sch_api.c, qdisc_graft).
     """
-    if hooks_by == "filters":
-        monkeypatch.setattr(_hooks, "has_tcx", lambda: False)
+    monkeypatch.setattr(_hooks, "has_tcx", lambda: tcx)
+    if not tcx:
         for host in plain.hosts:
             for device in ("xm0", "eth0"):
                 host.run(f"tc qdisc add dev {device} clsact")
-    elif not _hooks.has_tcx():
-        pytest.skip("this kernel has no tcx (Linux 6.6)")
     a, b = plain.containers
     with (
         Stream(a, b, rate=RATE) as there,
@@ -167,7 +172,6 @@ def test_only_detaching_ends_an_attached_link(plain):
     assert len(xmasq_json(host, "link", "show")) == 1
 
 
-@pytest.mark.parametrize("tcx", [True, False], ids=["tcx", "clsact"])
 def test_attached_again_when_others_took_the_hooks_off(plain, monkeypatch, tcx):
     host = plain.hosts[0]
     for device in ("xm0", "eth0"):
