@@ -2,7 +2,7 @@
 """Writes the table of kernels into docs/compatibility.md: ``python -m tests.kernels.table``.
 
 It is made of the reports that ``make test-kernels`` has left: the last result of each test, if there still
-is such a test.
+is such a test. A feature that no report of a kernel is about keeps what the table said of it there.
 """
 
 from __future__ import annotations
@@ -92,35 +92,70 @@ def read(reports: Path, there: Container[str] | None = None) -> dict[str, dict[s
     return found
 
 
-def _cell(results: list[Result], notes: list[str]) -> str:
-    """What a kernel did with a feature's tests, short."""
-    if not results:
-        return "not run"
+@dataclass(frozen=True)
+class Cell:
+    """What a kernel did with a feature's tests, short; and why some were skipped."""
+
+    text: str
+    skipped: tuple[str, ...] = ()
+
+
+NOT_RUN = Cell("not run")
+#: Cells by feature and release.
+Table = dict[tuple[str, str], Cell]
+
+
+def _cell(results: list[Result]) -> Cell:
     count = {kind: sum(one.outcome == kind for one in results) for kind in ("passed", "failed", "skipped")}
-    marks = []
-    for why in sorted({one.why for one in results if one.outcome == "skipped"}):
-        if why not in notes:
-            notes.append(why)
-        marks.append(str(notes.index(why) + 1))
     text = f"{count['passed']} passed" if count["passed"] else ""
     if count["failed"]:
         text += f"{', ' if text else ''}**{count['failed']} failed**"
-    if not text:
-        text = "none"
-    return text + (f" <sup>{', '.join(marks)}</sup>" if marks else "")
+    return Cell(text or "none", tuple(sorted({one.why for one in results if one.outcome == "skipped"})))
 
 
-def render(found: dict[str, dict[str, Result]]) -> str:
+def summary(found: dict[str, dict[str, Result]]) -> Table:
+    """The cells that there are results for."""
+    cells: Table = {}
+    for feature, pattern in FEATURES:
+        for release, results in found.items():
+            about = [result for name, result in results.items() if re.match(pattern, name)]
+            if about:
+                cells[feature, release] = _cell(about)
+    return cells
+
+
+def parse(text: str) -> Table:
+    """The cells of a table that :func:`render` has made; none of other text."""
+    rows = [
+        [word.strip() for word in line.strip("|").split(" | ")]
+        for line in text.splitlines()
+        if line[:1] == "|"
+    ]
+    notes = dict(re.findall(r"^(\d+)\. (.*)$", text, re.MULTILINE))
+    cells: Table = {}
+    for feature, *row in rows[2:]:
+        for release, cell in zip(rows[0][1:], row, strict=True):
+            said, _, marks = cell.removesuffix("</sup>").partition(" <sup>")
+            if said != NOT_RUN.text:
+                cells[feature, release] = Cell(said, tuple(notes[mark] for mark in re.findall(r"\d+", marks)))
+    return cells
+
+
+def render(cells: Table) -> str:
     """The table, and the reasons of what was skipped."""
-    releases = sorted(found, key=lambda name: [int(n) for n in re.findall(r"\d+", name)[:3]])
+    releases = sorted(
+        {release for _, release in cells}, key=lambda name: [int(n) for n in re.findall(r"\d+", name)[:3]]
+    )
     lines = [f"| | {' | '.join(releases)} |", f"|---|{'---|' * len(releases)}"]
     notes: list[str] = []
-    for feature, pattern in FEATURES:
-        cells = [
-            _cell([result for name, result in found[release].items() if re.match(pattern, name)], notes)
-            for release in releases
-        ]
-        lines.append(f"| {feature} | {' | '.join(cells)} |")
+    for feature, _ in FEATURES:
+        words = []
+        for release in releases:
+            cell = cells.get((feature, release), NOT_RUN)
+            notes += [why for why in cell.skipped if why not in notes]
+            marks = ", ".join(str(notes.index(why) + 1) for why in cell.skipped)
+            words.append(cell.text + (f" <sup>{marks}</sup>" if marks else ""))
+        lines.append(f"| {feature} | {' | '.join(words)} |")
     if notes:
         lines += ["", *(f"{number}. {why}" for number, why in enumerate(notes, start=1))]
     return "\n".join(lines)
@@ -134,11 +169,12 @@ def main() -> int:
         return 2
     text = PAGE.read_text()
     before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
+    old, end, after = rest.partition(END)
     if not begin or not end:
         print(f"table: {PAGE.name} has no place for it: {BEGIN} … {END}", file=sys.stderr)
         return 2
-    PAGE.write_text(f"{before}{BEGIN}\n\n{render(found)}\n\n{END}{after}")
+    cells = parse(old) | summary(found)
+    PAGE.write_text(f"{before}{BEGIN}\n\n{render(cells)}\n\n{END}{after}")
     return 0
 
 

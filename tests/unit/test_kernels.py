@@ -36,13 +36,53 @@ def test_the_table_has_the_last_result_of_each_test_and_why_some_were_skipped(tm
         (*netkit, ""),
     )
     report(tmp_path / "6.12.1" / "3-.xml", ("tests.unit.test_keys", "test_a", ""))
-    lines = table.render(table.read(tmp_path)).splitlines()
+    cells = table.summary(table.read(tmp_path))
+    text = table.render(cells)
+    assert table.parse(text) == cells
+    lines = text.splitlines()
     assert lines[0] == "| | 5.10.0-46-amd64 | 6.12.1 |"
     row = "| Unit tests: verdicts of the programs on single packets, input, output "
     assert f"{row}| 1 passed, **1 failed** | 1 passed |" in lines
     assert "| Containers on netkit | none <sup>1</sup> | 1 passed |" in lines
     assert "| Full preemption | not run | not run |" in lines
     assert lines[-1] == "1. this kernel has no netkit"
+
+
+def test_what_no_report_is_about_keeps_its_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{table.BEGIN}\n{table.END}\nafter\n")
+    monkeypatch.setattr(table, "PAGE", page)
+    monkeypatch.setattr(table, "REPORTS", tmp_path / "reports")
+    there = {"tests.unit.test_keys::test_a", "tests.e2e.test_link::test_b", "tests.e2e.test_capture::test_c"}
+    monkeypatch.setattr(table, "present", lambda: there)
+    no_tcx = '<skipped message="no tcx"/>'
+    report(
+        tmp_path / "reports" / "5.10.1" / "1-.xml",
+        ("tests.unit.test_keys", "test_a", '<skipped message="no BTF"/>'),
+        ("tests.e2e.test_capture", "test_c", no_tcx),
+    )
+    assert table.main() == 0
+    (tmp_path / "reports" / "5.10.1" / "1-.xml").unlink()
+    report(
+        tmp_path / "reports" / "5.10.1" / "2-.xml",
+        ("tests.unit.test_keys", "test_a", ""),
+        ("tests.e2e.test_link", "test_b", no_tcx),
+    )
+    report(tmp_path / "reports" / "6.12.1" / "2-.xml", ("tests.e2e.test_link", "test_b", ""))
+    assert table.main() == 0
+    text = page.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("\nafter\n")
+    assert table.parse(text) == {
+        ("Unit tests: verdicts of the programs on single packets, input, output", "5.10.1"): table.Cell(
+            "1 passed"
+        ),
+        ("Capture", "5.10.1"): table.Cell("none", ("no tcx",)),
+        ("Links: traffic, negotiation, renewal, deletion", "5.10.1"): table.Cell("none", ("no tcx",)),
+        ("Links: traffic, negotiation, renewal, deletion", "6.12.1"): table.Cell("1 passed"),
+    }
+    assert text.count("no tcx") == 1
+    assert "no BTF" not in text
 
 
 def test_results_of_tests_that_are_gone_do_not_count(tmp_path: Path) -> None:
