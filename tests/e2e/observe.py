@@ -18,7 +18,7 @@ from typing import TypeVar
 
 from kmod_ebpf import bpf
 from tests.lab import Capture, Container, Host, Namespace, Overlay, patience
-from xmasq_link import Flow
+from xmasq_link import Flow, _hooks
 from xmasq_link import flows as list_flows
 from xmasq_link import links as list_links
 from xmasq_link._hooks import has_tcx
@@ -219,6 +219,17 @@ def kinds(packets: Iterable[Seen]) -> Counter[str]:
 def stats(host: Host, link: str = "xm0") -> dict[str, int]:
     """The counters of a link."""
     return host.inside(lambda: list_links(link)[0].stats)
+
+
+def make_hookable(host: Host, *devices: str) -> None:
+    """Gives devices the clsact qdisc that hooks need where there is no tcx (Linux 6.6), unless they have it.
+
+    While a device gets one, the kernel drops what it should send (net/sched/sch_api.c, qdisc_graft).
+    """
+    if not _hooks.has_tcx():
+        for device in devices:
+            if "clsact" not in host.run(f"tc qdisc show dev {device}").stdout:
+                host.run(f"tc qdisc add dev {device} clsact")
 
 
 def flows(host: Host, link: str = "xm0") -> list[Flow]:

@@ -17,7 +17,7 @@ import pytest
 from tests.lab import Host, Lab, Overlay, patience, routed_overlay, tcp_transfer, xmasq, xmasq_json
 from xmasq_link import _hooks, attach_link, detach_link
 
-from .observe import Stream, flow, kinds, negotiate, programs, seen, stats, strip, until, watch
+from .observe import Stream, flow, kinds, make_hookable, negotiate, programs, seen, stats, strip, until, watch
 
 pytestmark = pytest.mark.e2e
 
@@ -93,16 +93,10 @@ def test_without_tcx(plain, monkeypatch):
 
 
 def test_nothing_is_lost(plain, monkeypatch, tcx):
-    """Not while a device becomes a link or a plain device again, and not of the underlay's own traffic.
-
-    With filters, if the devices have their clsact qdisc already: while one is added, the kernel drops what
-    the device should send (net/sched/sch_api.c, qdisc_graft).
-    """
+    """Not while a device becomes a link or a plain device again, and not of the underlay's own traffic."""
     monkeypatch.setattr(_hooks, "has_tcx", lambda: tcx)
-    if not tcx:
-        for host in plain.hosts:
-            for device in ("xm0", "eth0"):
-                host.run(f"tc qdisc add dev {device} clsact")
+    for host in plain.hosts:
+        make_hookable(host, "xm0", "eth0")
     a, b = plain.containers
     with (
         Stream(a, b, rate=RATE) as there,

@@ -14,12 +14,12 @@ import pytest
 from pyroute2 import IPRoute
 
 from kmod_ebpf import bpf
-from tests.lab import Container, Host, tcp_transfer, udp_echo, xmasq, xmasq_json
+from tests.lab import Container, Host, patience, tcp_transfer, udp_echo, xmasq, xmasq_json
 from xmasq_link import _hooks
 from xmasq_link import flows as list_flows
 from xmasq_link import keys as list_keys
 
-from .observe import Stream, kinds, programs, seen, stats, until, watch
+from .observe import Stream, kinds, make_hookable, programs, seen, stats, until, watch
 
 pytestmark = pytest.mark.e2e
 
@@ -279,7 +279,10 @@ def test_detached_without_loss(nodes):
     hosts = [node.host for node in nodes]
     a, b = (node.containers[1000] for node in nodes)
     assert a.ping(b, count=1).received == 1
-    with Stream(a, b, rate=2000) as there, Stream(b, a, rate=2000) as back:
+    for host in hosts:
+        make_hookable(host, "vx0", "eth0")
+    rate = round(2000 / patience(1))
+    with Stream(a, b, rate=rate) as there, Stream(b, a, rate=rate) as back:
         there.wait_for(100)
         attach(hosts)
         until(lambda: stats(hosts[0], "vx0")["encoded"] > 500, "it is encoded")
