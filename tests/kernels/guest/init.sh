@@ -34,7 +34,7 @@ done
 hostname guest
 ip link set lo up
 echo 100000 >/proc/sys/net/core/netdev_max_backlog # a thousand packets come together while a CPU is emulated
-modprobe -a vxlan sch_ingress cls_bpf act_bpf veth bridge virtio_net e1000e 2>/dev/null
+modprobe -a vxlan sch_ingress cls_bpf act_bpf veth bridge tun virtio_net e1000e 2>/dev/null
 
 exec </dev/null >/dev/ttyS1 2>&1
 stty -onlcr -F /dev/ttyS1
