@@ -28,10 +28,11 @@ from typing import Any
 TAG = struct.Struct("!IIIIIIH")
 
 _CLONE_NEWNET = 0x40000000
-_ETH_P_IP = 0x0800
+_ETH_P = {4: 0x0800, 6: 0x86DD}
 _SO_ATTACH_FILTER, _SO_RCVBUFFORCE = 26, 33
 _IP_MTU_DISCOVER, _PMTUDISC_DONT, _PMTUDISC_PROBE = 10, 0, 3
 _IP_PKTINFO, _IP_RECVTOS = 8, 13
+_IPV6_MTU_DISCOVER, _IPV6_HDR_LEN = 23, 40
 _PADDING = bytes(range(256)) * 8
 _RCVBUF = 1 << 25
 _MISSING = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EINVAL, errno.EADDRNOTAVAIL)
@@ -50,14 +51,14 @@ def enter(path: str) -> None:
         os.close(fd)
 
 
-def _stray_filter(run: int, container: int) -> bytes:
+def _stray_filter(family: int, run: int, container: int) -> bytes:
     """A classic BPF program: UDP to this host that bears a tag of this run for another container."""
     lines = [
         (0x28, 0, 0, 0xFFFFF004),  # ldh pkttype
         (0x15, 0, 8, 0),  # to this host, or drop
-        (0x30, 0, 0, 9),  # ldb protocol
+        (0x30, 0, 0, 9 if family == 4 else 6),  # ldb protocol
         (0x15, 0, 6, 17),
-        (0xB1, 0, 0, 0),  # ldx 4 * IHL
+        (0xB1, 0, 0, 0) if family == 4 else (0x01, 0, 0, _IPV6_HDR_LEN),  # ldx 4 * IHL, or its length
         (0x40, 0, 0, 8),  # ld the tag's first word
         (0x15, 0, 3, run),
         (0x40, 0, 0, 12),  # ld destination
@@ -68,22 +69,56 @@ def _stray_filter(run: int, container: int) -> bytes:
     return b"".join(struct.pack("=HBBI", *line) for line in lines)
 
 
-def _stray_socket(run: int, container: int) -> socket.socket:
+def _stray_socket(family: int, run: int, container: int) -> socket.socket:
     # On no device: the container's may go and come. What comes before the filter bears no tag of this run.
-    one = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(_ETH_P_IP))
-    code = ctypes.create_string_buffer(_stray_filter(run, container))
+    one = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(_ETH_P[family]))
+    code = ctypes.create_string_buffer(_stray_filter(family, run, container))
     program = struct.pack("@HP", (len(code) - 1) // 8, ctypes.addressof(code))
     one.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
     return one
 
 
-def _listener(port: int) -> socket.socket:
-    one = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+def _listener(family: int, port: int) -> socket.socket:
+    one = socket.socket(socket.AF_INET if family == 4 else socket.AF_INET6, socket.SOCK_DGRAM)
     one.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RCVBUF)
-    one.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
-    one.setsockopt(socket.IPPROTO_IP, _IP_RECVTOS, 1)
-    one.bind(("0.0.0.0", port))
+    if family == 4:
+        one.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
+        one.setsockopt(socket.IPPROTO_IP, _IP_RECVTOS, 1)
+    else:
+        one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+        one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVTCLASS, 1)
+    one.bind(("", port))
     return one
+
+
+def _sender(family: int, address: str, *, df: bool, tos: int) -> socket.socket:
+    one = socket.socket(socket.AF_INET if family == 4 else socket.AF_INET6, socket.SOCK_DGRAM)
+    discover = _PMTUDISC_PROBE if df else _PMTUDISC_DONT
+    if family == 4:
+        one.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, discover)
+        one.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, tos)
+    else:
+        one.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, discover)
+        one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_TCLASS, tos)
+    one.bind((address, 0))
+    one.setblocking(False)
+    return one
+
+
+def _described(control: list[Any]) -> tuple[int, str]:
+    """The TOS or traffic class of a datagram, and the address that it was sent to."""
+    tos, target = -1, ""
+    for level, kind, value in control:
+        match level, kind:
+            case socket.IPPROTO_IP, socket.IP_TOS:
+                tos = value[0]
+            case socket.IPPROTO_IP, int(x) if x == _IP_PKTINFO:
+                target = socket.inet_ntoa(value[8:12])
+            case socket.IPPROTO_IPV6, socket.IPV6_TCLASS:
+                tos = int.from_bytes(value[:4], sys.byteorder)
+            case socket.IPPROTO_IPV6, socket.IPV6_PKTINFO:
+                target = socket.inet_ntop(socket.AF_INET6, value[:16])
+    return tos, target
 
 
 class _Flow:
@@ -128,6 +163,7 @@ class Generator:
 
     def __init__(self, config: dict[str, Any]) -> None:
         self.run: int = config["run"]
+        self.family: int = config["family"]
         self.seconds: float = config["seconds"]
         self.count: int = config["count"]
         self.drain: float = config["drain"]
@@ -148,7 +184,7 @@ class Generator:
         for host in config["hosts"]:
             enter(host)
             for port in config["ports"]:
-                self._read(_listener(port), -1, host)
+                self._read(_listener(self.family, port), -1, host)
         _libc.setns(home, _CLONE_NEWNET)
         os.close(home)
 
@@ -160,23 +196,17 @@ class Generator:
     def _open(self, number: int, ports: list[int]) -> None:
         """The sockets of one container; this process is inside."""
         name = self.containers[number]["name"]
-        self._read(_stray_socket(self.run, number), -2, name)
+        self._read(_stray_socket(self.family, self.run, number), -2, name)
         for port in ports:
-            self._read(_listener(port), number, name)
+            self._read(_listener(self.family, port), number, name)
         shared: dict[tuple[str, bool, int], socket.socket] = {}
         for flow in self.flows:
             if flow.src != number:
                 continue
             key = flow.source, flow.df, flow.tos
             if key not in shared:
-                one = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-                discover = _PMTUDISC_PROBE if flow.df else _PMTUDISC_DONT
-                one.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, discover)
-                one.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, flow.tos)
-                one.bind((flow.source, 0))
-                one.setblocking(False)
-                shared[key] = one
-                self.senders.append(one)
+                shared[key] = _sender(self.family, flow.source, df=flow.df, tos=flow.tos)
+                self.senders.append(shared[key])
             flow.socket = shared[key]
             flow.sport = shared[key].getsockname()[1]
 
@@ -207,7 +237,7 @@ class Generator:
                     return
                 raise
             if container == -2:
-                header = (data[0] & 15) * 4
+                header = (data[0] & 15) * 4 if self.family == 4 else _IPV6_HDR_LEN
                 data = data[header + 8 :]
             self._judge(data, control, sender, container, where)
 
@@ -233,13 +263,8 @@ class Generator:
         if container != dst or container != flow.dst or vni != self.containers[container]["vni"]:
             wrong = f"at {where}"
         else:
-            tos, target = -1, ""
-            for _, kind, value in control:
-                if kind == socket.IP_TOS:
-                    tos = value[0]
-                elif kind == _IP_PKTINFO:
-                    target = socket.inet_ntoa(value[8:12])
-            if sender != (flow.source, flow.sport) or target != flow.target or src != flow.src:
+            tos, target = _described(control)
+            if sender[:2] != (flow.source, flow.sport) or target != flow.target or src != flow.src:
                 wrong = f"as if from {sender[0]}:{sender[1]} to {target}"
             elif tos != flow.tos:
                 wrong = f"with TOS {tos:#x}"

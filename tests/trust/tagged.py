@@ -32,9 +32,9 @@ from tests.lab import Container, Host, Lab, LabError, Overlay, patience
 
 #: Destination ports of the tagged datagrams.
 PORTS = (7000, 7001, 20000)
-#: Bytes of UDP payload: small ones, the longest that is encoded with DF clear and the next one, and one
-#: that also fits a plain VXLAN container's MTU of 1450.
-SIZES = (32, 64, 300, 900, 1252, 1253, 1400)
+#: Bytes of UDP payload, by the family of the containers' addresses: small ones, the longest that is encoded
+#: with DF clear and the next one, and one that also fits a plain VXLAN container's MTU of 1450, or of 1430.
+SIZES = {4: (32, 64, 300, 900, 1252, 1253, 1400), 6: (32, 64, 300, 900, 1252, 1253, 1350)}
 #: No run sends more than this many datagrams a second.
 RATE_MAX = 5000
 #: No run sends more datagrams than this in all.
@@ -60,7 +60,7 @@ class Flow:
     port: int = PORTS[0]
     df: bool = True
     tos: int = 0
-    sizes: Sequence[int] = SIZES
+    sizes: Sequence[int] = SIZES[4]
     burst: int = 1
     gaps: Sequence[float] = ()
     pace: float = 0.01
@@ -83,8 +83,11 @@ def mesh(
 ) -> list[Flow]:
     """Flows between all pairs of containers on different hosts, over all ports in turn.
 
-    ``df`` and ``tos``: one flow for each combination. ``kwargs`` go to :class:`Flow`.
+    ``df`` and ``tos``: one flow for each combination; with IPv6 there is no ``df``. ``kwargs`` go to
+    :class:`Flow`.
     """
+    kwargs.setdefault("sizes", SIZES[overlay.inner])
+    df = df if overlay.inner == 4 else (True,)
     ports = itertools.cycle(PORTS)
     return [
         Flow(a, b, overlay.vni, port=next(ports), df=one_df, tos=one_tos, **kwargs)
@@ -212,6 +215,7 @@ class Tagged:
         numbers = {container: number for number, container in enumerate(containers)}
         vnis = {c: flow.vni for flow in flows for c in (flow.source, flow.target)}
         config = {
+            "family": 6 if ":" in flows[0].source.address else 4,
             "run": int.from_bytes(os.urandom(4), "big"),
             "seed": int.from_bytes(os.urandom(4), "big") if seed is None else seed,
             "seconds": seconds,

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import xmasq_link
-from tests.lab import Container, Host, Lab, Overlay, bridged_overlay, routed_overlay
+from tests.lab import Container, Family, Host, Lab, Overlay, bridged_overlay, routed_overlay
 from tests.lab.nodes import GATEWAY
 
 from .middlebox import Middlebox
@@ -39,7 +39,8 @@ class World:
     ``mode`` is the xmasq network's, the other one is bridged. ``spare`` adds a second xmasq link to each
     host, so that the datapath stays when the first is deleted. ``options`` are words of ``link add``;
     ``lease`` is in seconds. Neighbours are permanent with ``pin``: a lost ARP packet would lose many
-    datagrams at once, and no statistics could compare that.
+    datagrams at once, and no statistics could compare that. ``family``: of the VTEPs' and the containers'
+    addresses.
     """
 
     def __init__(
@@ -55,9 +56,10 @@ class World:
         spare: bool = False,
         pin: bool = True,
         wide: bool = False,
+        family: Family = 4,
     ) -> None:
         self.lab = lab
-        self.hosts = lab.hosts(hosts)
+        self.hosts = lab.hosts(hosts, family=family)
         self.lease = lease
         self.words = {"lease_ms": round(lease * 1000)}
         make = routed_overlay if mode == "routed" else bridged_overlay
@@ -287,7 +289,8 @@ def _join(overlay: Overlay, host: Host) -> None:
             for other in others
         )
     )
-    lines = [f"addr add {overlay.link_address(host)}/32 dev {link}", f"link set {link} up"]
+    bits = 32 if overlay.inner == 4 else 128
+    lines = [f"addr add {overlay.link_address(host)}/{bits} dev {link}", f"link set {link} up"]
     for other in others:
         via = overlay.link_address(other)
         lines.append(f"neigh add {via} lladdr {overlay.lladdr(other)} dev {link} nud permanent")
