@@ -77,6 +77,8 @@ class Machine:
         words = [
             "console=ttyS0,115200 panic=-1 oops=panic nokaslr mitigations=off preempt=full tsc=reliable",
             "nmi_watchdog=0 no_timer_check audit=0 random.trust_cpu=on net.ifnames=0",
+            # Hardening that Debian's kernels have on, and that no test is about.
+            "init_on_alloc=0 hardened_usercopy=off randomize_kstack_offset=off",
             f"xmasq.modules={self.kernel.modules.resolve()} xmasq.guest={_GUEST} {self.options}",
         ]
         return " ".join(words)
