@@ -12,7 +12,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -221,15 +221,20 @@ def stats(host: Host, link: str = "xm0") -> dict[str, int]:
     return host.inside(lambda: list_links(link)[0].stats)
 
 
+def add_clsact(host: Host, *devices: str) -> None:
+    """Gives devices the clsact qdisc, for filters, unless they have it."""
+    for device in devices:
+        if "clsact" not in host.run(f"tc qdisc show dev {device}").stdout:
+            host.run(f"tc qdisc add dev {device} clsact")
+
+
 def make_hookable(host: Host, *devices: str) -> None:
-    """Gives devices the clsact qdisc that hooks need where there is no tcx (Linux 6.6), unless they have it.
+    """Gives devices the qdisc that hooks need where there is no tcx (Linux 6.6).
 
     While a device gets one, the kernel drops what it should send (net/sched/sch_api.c, qdisc_graft).
     """
     if not _hooks.has_tcx():
-        for device in devices:
-            if "clsact" not in host.run(f"tc qdisc show dev {device}").stdout:
-                host.run(f"tc qdisc add dev {device} clsact")
+        add_clsact(host, *devices)
 
 
 def flows(host: Host, link: str = "xm0") -> list[Flow]:
@@ -257,6 +262,34 @@ def negotiate(source: Container, target: Container, link: str = "xm0") -> None:
                 return flow(one, other, link)
 
             until(ask, f"{one.name} to {other.name} is encoded")
+
+
+def renew(hosts: Iterable[Host], send: Callable[[], object], of: Callable[[Flow], bool]) -> None:
+    """Waits until these flows' keys have been renewed: the first time is a second after their grant.
+
+    ``send`` sends a packet of each flow. The one that asks for renewal takes the fallback, and so does the
+    next one after half the lease.
+    """
+
+    def left() -> dict[tuple[Host, Flow], int]:
+        found = {}
+        for host in hosts:
+            for one in filter(of, flows(host)):
+                found[host, replace(one, key=0, lease_left_ms=0)] = one.lease_left_ms
+        return found
+
+    least = left()
+    waiting = set(least)
+
+    def renewed() -> bool:
+        send()
+        for one, now in left().items():
+            if now > least.setdefault(one, now):
+                waiting.discard(one)
+            least[one] = min(now, least[one])
+        return not waiting
+
+    until(renewed, "all keys are renewed")
 
 
 def meet(overlay: Overlay) -> None:

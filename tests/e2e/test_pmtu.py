@@ -14,8 +14,17 @@ from scapy.layers.inet import ICMP, IP, UDP
 from scapy.packet import Raw
 
 from tests.e2e.conftest import Make
-from tests.e2e.observe import Stream, flow, meet, negotiate, seen, stats, watch
-from tests.lab import Container, Host, Lab, Overlay, patience, routed_overlay, tcp_transfer, xmasq
+from tests.e2e.observe import Stream, flow, meet, negotiate, renew, seen, stats, watch
+from tests.lab import (
+    Container,
+    Host,
+    Lab,
+    Overlay,
+    patience,
+    routed_overlay,
+    tcp_transfer,
+    xmasq,
+)
 from xmasq_link import _wire as wire
 from xmasq_link._hooks import detach, filters
 
@@ -44,12 +53,23 @@ def forget(overlay: Overlay) -> None:
 
 @pytest.fixture(params=[4, 6], ids=["IPv4", "IPv6"])
 def row(request: pytest.FixtureRequest, lab: Lab, make: Make) -> Overlay:
-    """Two hosts with two routers between them, whose link has an MTU of 1400."""
+    """Two hosts with two routers between them, whose link has an MTU of 1400.
+
+    No key is renewed within the next half minute: the packet that asks for that takes the fallback, which
+    has other limits.
+    """
     hosts = lab.hosts(2, family=request.param)
     lab.row(*hosts, mtu=MTU)
-    overlay = make(hosts, kind="xmasq")
+    overlay = make(hosts, kind="xmasq", options=["lease", "60s"])
     meet(overlay)
-    negotiate(*overlay.containers)
+    a, b = overlay.containers
+    negotiate(a, b)
+
+    def send() -> None:
+        for source, target in ((a, b), (b, a)):
+            source.ping(target, count=1, df=True)
+
+    renew(hosts, send, lambda one: one.dscp == 0 and one.df)
     return overlay
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import socket
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from .observe import (
     flows,
     meet,
     negotiate,
+    renew,
     seen,
     stats,
     until,
@@ -91,7 +93,7 @@ def test_encoded_packets_are_well_formed(lab, make):
     encoded = [packet for packet in packets if packet.kind == "encoded"]
     count = Counter(packet.protocol for packet in encoded)
     assert count[TCP] > 200
-    assert count[UDP] == 100
+    assert 96 <= count[UDP] <= 100  # the others ask for a renewal
     assert count[socket.IPPROTO_ICMP] >= 30
     for packet in encoded:
         assert packet.flags == 2
@@ -123,10 +125,11 @@ def assert_checksums(packet: Seen) -> None:
 
 
 def test_a_datagram_without_checksum_stays_so(lab):
-    overlay = routed_overlay(lab.hosts(2))
+    overlay = routed_overlay(lab.hosts(2), options=["lease", "60s"])
     software(overlay)
     a, b = overlay.containers
     negotiate(a, b)
+    renew(overlay.hosts[:1], lambda: a.ping(b, count=1, df=True), lambda one: one.dscp == 0 and one.df)
     with watch(overlay.hosts[0], "udp") as capture, Receiver(b) as receiver, a.socket() as sender:
         sender.setsockopt(socket.SOL_SOCKET, 11, 1)  # SO_NO_CHECK
         sender.sendto(b"none", receiver.address)
@@ -172,7 +175,7 @@ def test_congestion_marks_reach_the_containers(lab, make):
 
 def test_every_dscp_is_restored(lab, make):
     """Those for local use, MARK and BOUNCE among them, in VXLAN; the others with MARK alone on the wire."""
-    overlay = make(lab.hosts(2))
+    overlay = make(lab.hosts(2), options=["lease", "60s"])
     a, b = overlay.containers
     with Receiver(b) as receiver, a.socket() as sender:
 
@@ -181,16 +184,21 @@ def test_every_dscp_is_restored(lab, make):
             sender.sendto(bytes([dscp]), receiver.address)
 
         encodable = {dscp for dscp in range(64) if dscp & 3 != 3}
+
+        def pass_on(dscps: Iterable[int]) -> None:
+            for dscp in dscps:
+                send(dscp)
+                assert receiver.receive(2) == (bytes([dscp]), dscp << 2)
+
         missing = set(encodable)
 
         def granted() -> bool:
-            for dscp in missing:
-                send(dscp)
-                assert receiver.receive(2) == (bytes([dscp]), dscp << 2)
+            pass_on(missing)
             missing.difference_update(one.dscp for one in flows(overlay.hosts[0]))
             return not missing
 
         until(granted, "all 48 are encoded")
+        renew(overlay.hosts[:1], lambda: pass_on(encodable), lambda one: one.source == a.address and one.df)
         with watch(overlay.hosts[0], "udp") as capture:
             for dscp in range(64):
                 for ecn in (1, 0):
