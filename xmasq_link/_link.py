@@ -721,7 +721,7 @@ def _changes(
 ) -> dict[str, Any]:
     """What to change of the vxlan device. data: its IFLA_INFO_DATA."""
     local = ipaddress.ip_address(bytes(link.local))
-    kind = _vxlan.attributes(vxlan, local, running=True)
+    kind = _vxlan.known(_vxlan.attributes(vxlan, local, running=True), data)
     if remote is not None:
         dev = ("its own",) if data.get_attr("IFLA_VXLAN_LINK") else ()
         kind["vxlan_group6" if local.version == 6 else "vxlan_group"] = str(_remote(remote, dev, local))

@@ -202,6 +202,23 @@ def check(asked: Mapping[str, Any], data: Any) -> None:
         raise InputError("ttl", 'this kernel does not know "inherit"')
 
 
+def known(asked: Mapping[str, Any], data: Any) -> dict[str, Any]:
+    """Of a change that is asked for, what the kernel can be told: it refuses one of nothing that it knows.
+
+    data: the device's IFLA_INFO_DATA, which has all that can be changed. Raises InputError for what is
+    not the default of a kernel that does not know it.
+    """
+    found = dict(asked)
+    for option in OPTIONS:
+        want = asked.get(option.attribute)
+        if want is None or _value(option, data.get_attr) is not None or _in_btf(option.attribute):
+            continue
+        if want != option.default:
+            raise InputError(option.name, "this kernel does not know it")
+        del found[option.attribute]
+    return found
+
+
 def present(data: Any, attributes: Mapping[str, Any]) -> dict[str, Any]:
     """What a device has for these attributes now: to go back to it. data: its IFLA_INFO_DATA."""
     found = {name: data.get_attr(f"IFLA_{name.upper()}") for name in attributes}

@@ -11,7 +11,7 @@ import struct
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -318,15 +318,20 @@ def on_hook(host: Host, device: str, side: str) -> list[tuple[str, int]]:
     return host.inside(tcx) + [(one["bpf_name"], one["prog"]["id"]) for one in options]
 
 
-def strip(host: Host, device: str) -> None:
-    """Takes all programs off a device's tcx hooks, as somebody else might."""
+def strip(host: Host, device: str, sides: Sequence[str] = ("ingress", "egress")) -> None:
+    """Takes all programs off hooks of a device, as somebody else might: with tcx, or the filters."""
+    if not has_tcx():
+        for side in sides:
+            host.run(f"tc filter del dev {device} {side}")
+        return
 
     def detach() -> None:
         index = socket.if_nametoindex(device)
-        for side in (bpf.TCX_INGRESS, bpf.TCX_EGRESS):
-            for number in bpf.prog_query(index, side):
+        for side in sides:
+            hook = bpf.TCX_INGRESS if side == "ingress" else bpf.TCX_EGRESS
+            for number in bpf.prog_query(index, hook):
                 fd = bpf.prog_fd(number)
-                bpf.prog_detach(index, side, fd)
+                bpf.prog_detach(index, hook, fd)
                 os.close(fd)
 
     host.inside(detach)

@@ -3,13 +3,10 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 
 import xmasq_link
-from kmod_ebpf import bpf
-from tests.e2e.observe import meet, negotiate, on_hook, programs
+from tests.e2e.observe import meet, negotiate, strip
 from tests.lab import Lab, Overlay, bridged_overlay, routed_overlay, xmasq, xmasq_json
 
 pytestmark = pytest.mark.e2e
@@ -61,20 +58,7 @@ def test_a_hook_that_others_took_away(lab):
     a, b = overlay.containers
     meet(overlay)
     negotiate(a, b)
-    program = programs(a.host, "eth0")["xmasq_egress"]
-    if program not in [number for _, number in on_hook(a.host, "eth0", "egress")]:
-        pytest.fail("the hook is not where the test looks for it")
-
-    def take_off() -> None:
-        import socket
-
-        fd = bpf.prog_fd(program)
-        try:
-            bpf.prog_detach(socket.if_nametoindex("eth0"), bpf.TCX_EGRESS, fd)
-        finally:
-            os.close(fd)
-
-    a.host.inside(take_off)
+    strip(a.host, "eth0", ["egress"])
     encoded, names = unmet(overlay)
     assert (encoded, names) == (False, {"hooks"})
 
