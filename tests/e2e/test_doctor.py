@@ -80,16 +80,19 @@ def test_a_link_that_is_not_at_its_best(overlay):
 
 def test_a_foreign_program_in_front(overlay):
     """One that ends the chain would keep packets from ours."""
+    from pyroute2 import IPRoute
+
     from kmod_ebpf import bpf
+    from xmasq_link._hooks import EGRESS, attach
 
     host = overlay.hosts[0]
     insns = b"\xb4\x00\x00\x00\xff\xff\xff\xff" + b"\x95" + bytes(7)  # return TC_ACT_UNSPEC
     fd = bpf.prog_load("foreign", insns)
 
     def put() -> None:
-        import socket
-
-        bpf.prog_attach(socket.if_nametoindex("eth0"), bpf.TCX_EGRESS, fd)
+        with IPRoute() as ipr:
+            (index,) = ipr.link_lookup(ifname="eth0")
+            attach(ipr, index, EGRESS, "foreign", fd)
 
     try:
         host.inside(put)
