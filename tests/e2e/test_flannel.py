@@ -22,7 +22,7 @@ from pyroute2 import IPRoute
 from tests.lab import ROOT, Container, Host, patience, tcp_transfer, udp_echo, xmasq, xmasq_json
 from xmasq_link import _flannel
 
-from .observe import Stream, flow, negotiate, programs, stats, until
+from .observe import Stream, flow, make_hookable, negotiate, programs, stats, until
 from .test_watch import Watch
 
 pytestmark = pytest.mark.e2e
@@ -164,7 +164,9 @@ def test_vxlan_backend_attached_while_it_is_in_use(lab):
     meet_hosts(hosts)
     a, b = (pod(host) for host in hosts)
     assert a.ping(b, count=1).received == 1
-    with Stream(a, b, rate=2000) as stream:
+    for host in hosts:
+        make_hookable(host, "flannel.1", "eth0")
+    with Stream(a, b, rate=round(2000 / patience(1))) as stream:
         stream.wait_for(200)
         for host in hosts:
             xmasq(host, "attach", "flannel.1")
