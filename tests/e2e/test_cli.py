@@ -22,7 +22,7 @@ from kmod_ebpf.maps import COUNTERS
 from tests.lab import Host, Lab, patience, routed_overlay, xmasq, xmasq_json
 from xmasq_link._hooks import has_tcx
 
-from .observe import programs
+from .observe import make_hookable, programs
 
 pytestmark = pytest.mark.e2e
 
@@ -472,6 +472,7 @@ def test_what_is_not_ours_stays(host):
 
 
 def test_device_deleted_by_others(host):
+    make_hookable(host, "eth0")  # without tcx, an empty clsact qdisc would be left behind
     before = state(host)
     xmasq(host, *ADD)
     programs = state(host)["programs"]
@@ -487,6 +488,7 @@ def test_device_deleted_by_others(host):
 
 def test_several_at_the_same_time(host):
     """They wait for each other: one datapath, and none takes it from the others."""
+    make_hookable(host, "eth0")  # without tcx, an empty clsact qdisc would be left behind
     before = state(host)
     numbers = range(4)
     adds = [
@@ -585,6 +587,7 @@ def undone(host: Host, before: dict[str, Any]) -> bool:
 @pytest.mark.slow
 def test_creation_interrupted_at_many_steps(host):
     driver = Driver(host)
+    make_hookable(host, "eth0")  # without tcx, an empty clsact qdisc would be left behind
     before = state(host)
     status, steps = driver.run(0, *ADD, "up")
     assert status == 0
@@ -608,6 +611,7 @@ def test_creation_interrupted_at_many_steps(host):
 
 def test_deletion_is_not_left_half_way(host):
     driver = Driver(host)
+    make_hookable(host, "eth0")  # without tcx, an empty clsact qdisc would be left behind
     before = state(host)
     assert driver.run(0, *ADD)[0] == 0
     _, steps = driver.run(0, "link", "del", "xm0")
