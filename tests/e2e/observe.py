@@ -280,6 +280,7 @@ def renew(hosts: Iterable[Host], send: Callable[[], object], of: Callable[[Flow]
 
     least = left()
     waiting = set(least)
+    assert waiting, "there is no such flow"
 
     def renewed() -> bool:
         send()

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.lab import Lab, Overlay, routed_overlay
+from tests.lab import Container, Host, Lab, Overlay, routed_overlay
 
 from ..e2e.observe import until
 from .tagged import Result, Tagged, mesh
@@ -36,9 +36,10 @@ def result(overlay: Overlay, wrong: Callable[[], None] = lambda: None) -> Result
         return tagged.stop()
 
 
-def address_line(overlay: Overlay, number: int) -> str:
-    """The address of a container, for `ip addr add`."""
-    return f"{overlay.containers[number].address}/{32 if overlay.inner == 4 else 128}"
+def give(where: Container | Host, device: str, container: Container) -> None:
+    """Gives a device an address that is a container's already."""
+    prefix = "/128 nodad" if ":" in container.address else "/32"
+    where.ip(f"addr add {container.address}{prefix} dev {device}")
 
 
 def test_a_network_that_does_right(plain):
@@ -53,9 +54,8 @@ def test_datagrams_at_a_wrong_container(plain):
     *_, right, wrong = plain.containers
 
     def swap() -> None:
-        nodad = "nodad" if plain.inner == 6 else ""
-        wrong.ip(f"addr add {address_line(plain, -2)} dev eth0 {nodad}")
-        wrong.host.ip(f"route replace {address_line(plain, -2)} dev {wrong.veth}")
+        give(wrong, "eth0", right)
+        wrong.host.ip(f"route replace {right.address} dev {wrong.veth}")
 
     tally = result(plain, swap).of(plain.vni)
     assert tally.misdelivered > 10
@@ -67,8 +67,7 @@ def test_datagrams_at_a_wrong_container(plain):
 
 def test_datagrams_at_a_host(plain):
     def take() -> None:
-        nodad = "nodad" if plain.inner == 6 else ""
-        plain.hosts[1].ip(f"addr add {address_line(plain, -1)} dev lo {nodad}")
+        give(plain.hosts[1], "lo", plain.containers[-1])
 
     tally = result(plain, take).of(plain.vni)
     assert len(tally.at_host) > 10
