@@ -147,10 +147,23 @@ def run(
             say(line)
 
         machine = Machine(kernel, where, cpus=cpus, options=options, limits=limits)
-        status = machine.run(both)
+        try:
+            status = machine.run(both)
+        except KernelsError as error:
+            raise KernelsError(f"{error}{unfinished(kernel.release, where)}") from None
     for big in ("initramfs", "warm.tar", "repository.tar"):
         (where / big).unlink(missing_ok=True)
     return status, outcome(kernel.release, where / "junit.xml", status, time.monotonic() - begin)
+
+
+def unfinished(release: str, where: Path, *, tag: str = "") -> str:
+    """What is known of a run that came to no end: lines to put behind the error. Its report is kept."""
+    lines = [f"\n  in {file.read_text()}" for file in sorted(where.glob("running*"))]
+    if (where / "junit.xml").exists():
+        known = outcome(release, where / "junit.xml", 1, 0, tag=tag)
+        lines += [f"\n  failed before: {line}" for line in known.failed]
+        lines.append(f"\n  passed before: {known.passed}, at least")
+    return "".join(lines)
 
 
 def outcome(release: str, junit: Path, status: int, seconds: float, *, tag: str = "") -> Outcome:

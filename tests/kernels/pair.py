@@ -66,6 +66,7 @@ def run(
     (where / "job.sh").write_text(text)
     agent = f"exec {sys.executable} -m tests.kernels.guest.pair.agent"
     (where / "second" / "job.sh").write_text(f"cd {job.ROOT}\n{job.datapath('/run/job')}\n{agent}\n")
+    releases = f"{first.release},{second.release}"
     failure: list[KernelsError] = []
     begin = time.monotonic()
     with Lab() as lab:
@@ -95,7 +96,8 @@ def run(
             try:
                 status = here.wait(process, say)
             except KernelsError as error:
-                raise failure[0] if failure else error from None
+                what = failure[0] if failure else error
+                raise KernelsError(f"{what}{job.unfinished(releases, where, tag=nic)}") from None
             finally:
                 running.kill()
                 thread.join()
@@ -104,6 +106,4 @@ def run(
             with contextlib.suppress(FileNotFoundError):
                 (directory / big).unlink()
     seconds = time.monotonic() - begin
-    return status, job.outcome(
-        f"{first.release},{second.release}", where / "junit.xml", status, seconds, tag=nic
-    )
+    return status, job.outcome(releases, where / "junit.xml", status, seconds, tag=nic)

@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -114,6 +117,34 @@ def test_the_job_takes_paths_or_runs_all_suites_and_quotes() -> None:
     assert set(job.SUITES) <= set(words)
     line = job.script(["tests/unit/test_keys.py::test_a"], jobs=2, slowness=10).splitlines()[-1]
     assert not set(job.SUITES) & set(shlex.split(line))
+
+
+def test_of_a_guest_that_hangs_is_known_how_far_it_came(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(job, "REPORTS", tmp_path / "reports")
+    assert job.unfinished("5.10.1", tmp_path) == ""
+    (tmp_path / "test_it.py").write_text(
+        "import os\n\ndef test_bad():\n    assert 1 == 2\n\ndef test_good():\n    pass\n\n"
+        "def test_hangs():\n    os._exit(9)\n"
+    )
+    words = ["-p", "tests.kernels.guest.progress", "-p", "no:randomly", "--junitxml=junit.xml", "test_it.py"]
+    quick = {"XMASQ_GUEST_REPORT_SECONDS": "0", "XMASQ_GUEST_RUNNING": str(tmp_path / "running")}
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *words],
+        cwd=tmp_path,
+        env=os.environ | quick | {"PYTHONPATH": str(job.ROOT)},
+        capture_output=True,
+    )
+    assert done.returncode == 9
+    assert job.unfinished("5.10.1", tmp_path).splitlines() == [
+        "",
+        "  in test_it.py::test_hangs",
+        "  failed before: test_it::test_bad: assert 1 == 2",
+        "  passed before: 1, at least",
+    ]
+    (kept,) = (tmp_path / "reports" / "5.10.1").iterdir()
+    assert "test_good" in kept.read_text()
 
 
 def test_an_unknown_kernel_is_one_line(

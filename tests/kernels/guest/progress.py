@@ -1,17 +1,50 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A pytest plugin for guests: says at once what fails, ends in time, and makes no link too early."""
+"""A pytest plugin for guests: says at once what fails, ends in time, and makes no link too early.
+
+A guest may hang. So the report is written again and again, and a file says which test runs.
+"""
 
 from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 
 import pytest
+from _pytest.junitxml import LogXML, xml_key
 
 from xmasq_link import _hold
 
 #: When to begin no other test, by time.monotonic(). What has run by then is reported.
 _END = time.monotonic() + float(os.environ.get("XMASQ_GUEST_SECONDS", "inf"))
+#: How often the report is written before the end, in seconds.
+_EVERY = float(os.environ.get("XMASQ_GUEST_REPORT_SECONDS", "60"))
+#: Where each process says which test it runs; see job.unfinished.
+_RUNNING = Path(os.environ.get("XMASQ_GUEST_RUNNING", "/run/job/running"))
+
+
+class _Reporter:
+    """Writes the report of the tests that are done, as pytest does at the end."""
+
+    def __init__(self, log: LogXML) -> None:
+        self._log, self._last = log, time.monotonic()
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when == "teardown" and time.monotonic() - self._last >= _EVERY:
+            final, self._log.logfile = self._log.logfile, f"{self._log.logfile}.new"
+            self._log.pytest_sessionfinish()
+            self._log.logfile = final
+            os.replace(f"{final}.new", final)
+            self._last = time.monotonic()
+
+
+@pytest.hookimpl(trylast=True)  # once the report's own plugin is there
+def pytest_configure(config: pytest.Config) -> None:
+    """Where the report is made: with several processes, in the one that hands out the tests."""
+    log = config.stash.get(xml_key, None)
+    if log is not None:
+        config.pluginmanager.register(_Reporter(log))
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
@@ -41,6 +74,8 @@ def settle() -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Links are made by the end-to-end tests."""
+    """Says what begins. Links are made by the end-to-end tests."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "")
+    _RUNNING.with_name(_RUNNING.name + worker).write_text(item.nodeid)
     if item.get_closest_marker("e2e"):
         settle()
