@@ -16,6 +16,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
+import pytest
+
 from kmod_ebpf import bpf
 from tests.lab import Capture, Container, Host, Namespace, Overlay, patience
 from xmasq_link import Flow, _hooks
@@ -235,6 +237,12 @@ def make_hookable(host: Host, *devices: str) -> None:
     """
     if not _hooks.has_tcx():
         add_clsact(host, *devices)
+
+
+def need_big_tcp(host: Namespace, device: str) -> None:
+    """Skips where no device can have buffers of more than 64 KB; IFLA_TSO_MAX_SIZE came with them."""
+    if "tso_max_size" not in host.ip_json(f"link show {device}")[0]:
+        pytest.skip("this kernel has no BIG TCP (Linux 5.19)")
 
 
 def flows(host: Host, link: str = "xm0") -> list[Flow]:

@@ -33,6 +33,7 @@ from .observe import (
     flows,
     kinds,
     meet,
+    need_big_tcp,
     negotiate,
     programs,
     seen,
@@ -374,6 +375,7 @@ def test_bad_input(lab, words, argument):
 def test_an_underlay_with_big_tcp_is_refused(lab):
     """More than 64 KB come with a hop-by-hop header, behind which decode does not find the checksum."""
     host = lab.host(family=6)
+    need_big_tcp(host, "eth0")
     host.ip("link set eth0 gro_max_size 150000")
     result = xmasq(host, "link", "add", "xm0", "id", "1", "local", host.address, check=False)
     assert (result.returncode, result.stdout) == (2, "")

@@ -10,7 +10,7 @@ from functools import partial
 import pytest
 from pyroute2 import IPRoute
 
-from tests.e2e.observe import negotiate, seen, stats, watch
+from tests.e2e.observe import need_big_tcp, negotiate, seen, stats, watch
 from tests.lab import Overlay, routed_overlay, tcp_transfer
 from tests.lab.nodes import GATEWAY, GATEWAY6
 
@@ -115,5 +115,6 @@ def test_long_buffers_over_ipv4_by_the_old_limit(lab):
     """gso_max_size above 64 KB alone: over IPv4 the kernel keeps to 64 KB."""
     overlay = routed_overlay(lab.hosts(2))
     for container in overlay.containers:
+        need_big_tcp(container, "eth0")
         container.ip("link set eth0 gso_max_size 180000")
     assert both_ways(overlay)["encoded"] > 20
