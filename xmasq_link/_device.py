@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 U32 = (1 << 32) - 1
 _ALIAS_MAX = 254  # of the kernel's 255, pyroute2 takes one for a zero byte
 _ALTNAME_MAX = 127
+_LOOPBACK = 1  # lo's index in every namespace (LOOPBACK_IFINDEX, net/flow.h)
 _GEN_MODES = {"eui64": 0, "none": 1, "stable_secret": 2, "random": 3}
 #: Bits of a device (linux/if.h) by their words: the bit, and what "on" makes of it.
 _BITS = {
@@ -96,6 +97,19 @@ def _number(name: str, attribute: str, low: int, high: int, *also: str, creation
     return Setting(name, read, f"{low} to {high}", creation, also)
 
 
+def _told(name: str, attribute: str, low: int, high: int) -> Setting:
+    """A number that devices tell of where it is known; other kernels would pass over it without a word."""
+    number = _number(name, attribute, low, high)
+
+    def read(ipr: IPRoute, argument: str, value: Any) -> dict[str, Any]:
+        wanted = number.read(ipr, argument, value)
+        if ipr.link("get", index=_LOOPBACK)[0].get_attr(attribute) is None:
+            raise InputError(argument, "this kernel does not know it")
+        return wanted
+
+    return number._replace(read=read)
+
+
 def _index(ipr: IPRoute, argument: str, value: Any) -> dict[str, Any]:
     if type(value) is not int or not 1 <= value < 1 << 31:
         raise InputError(argument, f"{value!r} is out of range, allowed is 1 to {(1 << 31) - 1}")
@@ -169,7 +183,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("protodown", _protodown, "on or off"),
     _number("gso_max_size", "IFLA_GSO_MAX_SIZE", 0, U32),
     _number("gso_max_segs", "IFLA_GSO_MAX_SEGS", 0, 65535),
-    _number("gro_max_size", "IFLA_GRO_MAX_SIZE", 0, U32),
+    _told("gro_max_size", "IFLA_GRO_MAX_SIZE", 0, U32),  # Linux 5.17
     Setting("index", _index, f"1 to {(1 << 31) - 1}", creation=True),
     _number("numtxqueues", "IFLA_NUM_TX_QUEUES", 1, 4096, creation=True),
     _number("numrxqueues", "IFLA_NUM_RX_QUEUES", 1, 4096, creation=True),

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from pyroute2.netlink import nlmsg_base
 
 from kmod_ebpf import maps as m
 from tests.e2e.test_cli import state
@@ -318,17 +319,49 @@ FLAGS = {
 }
 
 
+def unknown(host: Host, words: str) -> bool:
+    """Whether the kernel is older than this setting, which its devices tell of (Linux 5.17)."""
+    return words.startswith("gro_max_size") and "gro_max_size" not in host.ip_json("link show lo")[0]
+
+
 @pytest.mark.parametrize("words", DEVICE | CREATION)
 def test_settings_of_a_device_at_creation(host, xmasq, words):
-    xmasq(f"link add xm0 {words} type xmasq id 42 local 192.0.2.1")
+    command = f"link add xm0 {words} type xmasq id 42 local 192.0.2.1"
+    if unknown(host, words):
+        assert xmasq(command, 2) == f"xmasq: {words.split()[0]}: this kernel does not know it\n"
+        assert all(link["ifname"] != "xm0" for link in host.ip_json("link show"))
+        return
+    xmasq(command)
     assert subset((DEVICE | CREATION)[words], by_ip(host))
 
 
 @pytest.mark.parametrize("words", DEVICE)
 def test_settings_of_a_device_later(host, xmasq, words):
     xmasq(ADD)
+    if unknown(host, words):
+        assert xmasq(f"link set xm0 {words}", 2) == (
+            f"xmasq: {words.split()[0]}: this kernel does not know it\n"
+        )
+        return
     xmasq(f"link set xm0 {words}")
     assert subset(DEVICE[words], by_ip(host))
+
+
+def test_a_setting_that_the_kernel_would_pass_over(host, xmasq, monkeypatch):
+    """As before Linux 5.17: devices do not tell of it."""
+    get_attr = nlmsg_base.get_attr
+
+    def without(self: nlmsg_base, attribute: str, *default: Any) -> Any:
+        return None if attribute == "IFLA_GRO_MAX_SIZE" else get_attr(self, attribute, *default)
+
+    monkeypatch.setattr(nlmsg_base, "get_attr", without)
+    said = "xmasq: gro_max_size: this kernel does not know it\n"
+    assert xmasq(f"{ADD} gro_max_size 16000", 2) == said
+    assert all(link["ifname"] != "xm0" for link in host.ip_json("link show"))
+    xmasq(ADD)
+    before = state(host)
+    assert xmasq("link set xm0 alias new gro_max_size 16000", 2) == said
+    assert state(host) == before
 
 
 @pytest.mark.parametrize("words", FLAGS)
