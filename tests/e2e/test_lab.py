@@ -150,7 +150,12 @@ def test_loss_loses_and_clear_ends_it(lab, pair):
 
 def test_loss_only_of_what_matches(lab, pair):
     one, two = pair
-    rule = lab.fabric.loss(100, only="udp dport 7000", host=two, direction="to")
+    try:
+        rule = lab.fabric.loss(100, only="udp dport 7000", host=two, direction="to")
+    except LabError as error:
+        if "Operation not supported" not in str(error):
+            raise
+        pytest.skip("nftables of this kernel see nothing that leaves by a device (Linux 5.16)")
     with UdpService(two, port=7000, echo=False) as lost, UdpService(two, port=7001, echo=False) as kept:
         with one.socket() as sender:
             for _ in range(10):
@@ -280,7 +285,8 @@ import sys, time
 from tests.lab import Lab
 with Lab() as lab:
     host = lab.host()
-    sleeper = host.popen("sleep 60")
+    sleeper = host.popen(["sh", "-c", "echo inside; exec sleep 60"])
+    sleeper.stdout.readline()
     print(lab.prefix, sleeper.pid, flush=True)
     time.sleep(60)
 """
