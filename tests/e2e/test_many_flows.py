@@ -21,9 +21,9 @@ PORT = 9
 def more_addresses(container: Container, count: int) -> list[str]:
     """Gives a container further addresses, which its host routes to it."""
     net, _, _ = container.address.rpartition(":" if ":" in container.address else ".")
-    dot, bits = (":", 128) if ":" in container.address else (".", 32)
+    dot, bits, flags = (":", 128, "nodad") if ":" in container.address else (".", 32, "")
     found = [f"{net}{dot}{100 + i}" for i in range(count)]
-    container.ip(*(f"addr add {one}/{bits} dev eth0" for one in found))
+    container.ip(*(f"addr add {one}/{bits} dev eth0 {flags}" for one in found))
     container.host.ip(*(f"route add {one}/{bits} dev {container.veth}" for one in found))
     return found
 

@@ -140,12 +140,13 @@ class Host(Namespace):
         ]
         if mode == "bridged":
             lines += [f"link set {veth} master {bridge}", f"link set {veth} up"]
-            inside = [f"addr add {ip}/{prefixlen} dev eth0"]
+            # Even with accept_dad 0, an IPv6 address without "nodad" is tentative until a worker has run.
+            inside = [f"addr add {ip}/{prefixlen} dev eth0{' nodad' if ':' in ip else ''}"]
             routes = []
         elif ":" in ip:
             lines += [f"addr add {GATEWAY6}/64 dev {veth} nodad", f"link set {veth} up"]
             lines += [f"route add {ip}/128 dev {veth}"]
-            inside = [f"addr add {ip}/128 dev eth0"]
+            inside = [f"addr add {ip}/128 dev eth0 nodad"]
             routes = [f"route add ::/0 via {GATEWAY6} dev eth0"]
         else:
             lines += [f"addr add {GATEWAY}/32 dev {veth}", f"link set {veth} up"]

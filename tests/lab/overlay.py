@@ -145,8 +145,8 @@ def routed_overlay(
             )
             continue
         _make_link(overlay, host, its_kind, ["nolearning", *options], dev)
-        bits = 128 if overlay.inner == 6 else 32
-        lines = [f"addr add {overlay.link_address(host)}/{bits} dev {link}", f"link set {link} up"]
+        length = "128 nodad" if overlay.inner == 6 else "32"
+        lines = [f"addr add {overlay.link_address(host)}/{length} dev {link}", f"link set {link} up"]
         for other in others:
             via = overlay.link_address(other)
             lines.append(f"neigh add {via} lladdr {overlay.lladdr(other)} dev {link} nud permanent")

@@ -289,8 +289,8 @@ def _join(overlay: Overlay, host: Host) -> None:
             for other in others
         )
     )
-    bits = 32 if overlay.inner == 4 else 128
-    lines = [f"addr add {overlay.link_address(host)}/{bits} dev {link}", f"link set {link} up"]
+    length = "32" if overlay.inner == 4 else "128 nodad"
+    lines = [f"addr add {overlay.link_address(host)}/{length} dev {link}", f"link set {link} up"]
     for other in others:
         via = overlay.link_address(other)
         lines.append(f"neigh add {via} lladdr {overlay.lladdr(other)} dev {link} nud permanent")
